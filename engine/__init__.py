@@ -1,0 +1,73 @@
+"""A batched denoising engine for diffusion language models.
+
+Names are loaded on first use, so that the torch-free modules (params, frames, families) can be
+imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusiongpt.engine.config import EngineConfig
+    from diffusiongpt.engine.engine import Completion, Engine
+    from diffusiongpt.engine.errors import (
+        ContextLengthExceeded,
+        EngineError,
+        EngineFailure,
+        InvalidRequest,
+        LoadError,
+        QueueFull,
+    )
+    from diffusiongpt.engine.frame import Change, FinishReason, Frame, Usage
+    from diffusiongpt.engine.info import ModelInfo
+    from diffusiongpt.engine.params import GenerationParams
+    from diffusiongpt.engine.worker import EngineWorker, Generation
+
+_HOMES = {
+    "EngineConfig": "config",
+    "Completion": "engine",
+    "Engine": "engine",
+    "ContextLengthExceeded": "errors",
+    "EngineError": "errors",
+    "EngineFailure": "errors",
+    "InvalidRequest": "errors",
+    "LoadError": "errors",
+    "QueueFull": "errors",
+    "Change": "frame",
+    "FinishReason": "frame",
+    "Frame": "frame",
+    "Usage": "frame",
+    "ModelInfo": "info",
+    "GenerationParams": "params",
+    "EngineWorker": "worker",
+    "Generation": "worker",
+}
+
+__all__ = [
+    "Change",
+    "Completion",
+    "ContextLengthExceeded",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "EngineFailure",
+    "EngineWorker",
+    "FinishReason",
+    "Frame",
+    "Generation",
+    "GenerationParams",
+    "InvalidRequest",
+    "LoadError",
+    "ModelInfo",
+    "QueueFull",
+    "Usage",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,470 @@
+"""The engine: prompts in, frames out, many requests at different steps in one batch.
+
+Knows text, token ids and tensors; knows no HTTP. Not thread-safe: one caller turns `step`
+(see `worker.py` for serving from asyncio).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusiongpt.engine.config import EngineConfig
+from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, LoadError
+from diffusiongpt.engine.frame import Change, FinishReason, Frame, Usage
+from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.loader import LoadedModel, load_model
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.engine.request import Request, prepare_request
+from diffusiongpt.engine.sampling import Head
+from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
+from diffusiongpt.engine.slots import SlotTable
+from diffusiongpt.engine.step import denoise
+from diffusiongpt.engine.text import TextCanvas, TextUpdate
+from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+
+BUNDLED_MODEL = Path(__file__).parent / "bundled"
+BUNDLED_NAME = "diffusiongpt-bundled"
+# Ticks that may fail in a row before the engine says that it cannot serve.
+_MAX_FAILURES = 3
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished completion.
+
+    Attributes:
+        text: its content. token_ids: its tokens up to and including the end-of-text token.
+        finish_reason: why it ended. usage: what it cost.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class Engine:
+    """Serves one model; build it with `Engine.from_pretrained`."""
+
+    def __init__(
+        self, model: LoadedModel, tokenizer: Tokenizer | None, config: EngineConfig
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.failure: str | None = None
+        self._model = model
+        self._failures = 0
+        self._ids = itertools.count()
+        self._aborted: list[Request] = []
+        self.info = _describe(model, config)
+        self._token_budget = _token_budget(config, self.info)
+        self._stop_ids = frozenset(model.stop_token_ids)
+        banned = torch.tensor(sorted(model.never_emit_token_ids), device=config.device)
+        self._head = Head(
+            model.head, banned, chunk=config.head_chunk, pad=config.deterministic
+        )
+        block_length = self.info.block_length or 0
+        capacity = self.info.context_length + config.max_tokens + block_length
+        table = SlotTable(
+            config.num_slots,
+            capacity,
+            mask_token_id=model.mask_token_id,
+            device=config.device,
+        )
+        self._scheduler = Scheduler(
+            table=table, token_budget=self._token_budget, max_waiting=config.max_waiting
+        )
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path | None = None, **settings: Any) -> Engine:
+        """Load a model folder, a hub id, or (None) the bundled model.
+
+        Args:
+            settings: fields of `EngineConfig`.
+
+        Raises:
+            LoadError: one sentence on what does not fit.
+        """
+        name = settings.pop("name", None)
+        if model is None:
+            model, name = BUNDLED_MODEL, name or BUNDLED_NAME
+        config = EngineConfig(model=str(model), name=name, **settings)
+        loaded = load_model(
+            model, family=config.family, dtype=config.dtype, device=config.device, name=name
+        )
+        tokenizer = load_tokenizer(
+            loaded.folder,
+            vocab_size=loaded.vocab_size,
+            mask_token_id=loaded.mask_token_id,
+            stop_token_ids=loaded.stop_token_ids,
+            chat_template=loaded.chat_template,
+        )
+        return cls(loaded, tokenizer, config)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens spelled out in it are ordinary text."""
+        return self._text_side().encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a chat, ready for the assistant's answer."""
+        return self._text_side().encode_chat(messages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens have none."""
+        return self._text_side().decode(token_ids)
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Logits (T, V) float32 of one canvas, before any shift or ban."""
+        return self._model.logits(token_ids)
+
+    def prepare(self, prompt: Prompt, params: GenerationParams | None = None) -> Request:
+        """Check a request and fill in its defaults, without starting it; raises InvalidRequest."""
+        params = params or GenerationParams()
+        token_ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        if params.stop and self.tokenizer is None:
+            raise InvalidRequest("stop strings need a model folder with a tokenizer", "stop")
+        request = prepare_request(f"request-{next(self._ids)}", token_ids, params, self.info)
+        if request.blocks.max_window > self._token_budget:
+            raise InvalidRequest(
+                f"prompt and max_tokens need {request.blocks.max_window} tokens in one forward, "
+                f"more than this engine's token budget of {self._token_budget}",
+                "max_tokens",
+            )
+        return request
+
+    def add(self, request: Request) -> None:
+        """Queue a prepared request; raises QueueFull or EngineFailure."""
+        if self.failure is not None:
+            raise EngineFailure(self.failure)
+        self._scheduler.enqueue(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its slot is free at once. Unknown and finished ids are fine: the
+        caller cannot know that the last frame is on its way."""
+        waiting = self._scheduler.drop_waiting(request_id)
+        if waiting is not None:
+            self._aborted.append(waiting)
+        running = self._scheduler.running.get(request_id)
+        if running is not None:
+            self._scheduler.remove(request_id)
+            self._aborted.append(running.request)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.num_running or self.num_waiting or self._aborted)
+
+    def step(self) -> list[Frame]:
+        """One tick: admit, denoise every running request one step, send what changed."""
+        frames = self._farewell()
+        frames += self._admit()
+        batch = list(self._scheduler.running.values())
+        if not batch:
+            return frames
+        try:
+            updates = self._denoise(batch)
+        except Exception as error:
+            # Whatever it was (memory, a device fault), it ends the requests in the batch only.
+            return frames + self._fail(batch, error)
+        self._failures = 0
+        for running, positions, token_ids, confidences in updates:
+            frame = self._commit(running, positions, token_ids, confidences)
+            if frame is not None:
+                frames.append(frame)
+        return frames
+
+    def stream(self, prompt: Prompt, params: GenerationParams | None = None) -> Iterator[Frame]:
+        """The frames of one request, as they form."""
+        request = self.prepare(prompt, params)
+        self.add(request)
+        try:
+            for frame in self._turn():
+                if frame.request_id == request.request_id:
+                    yield frame
+                    if frame.finish_reason is not None:
+                        return
+        finally:
+            self.abort(request.request_id)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: GenerationParams | None = None
+    ) -> list[Completion]:
+        """Complete prompts together in one batch, in the order given.
+
+        Args:
+            prompts: one prompt or several; a prompt is text or token ids.
+            params: for all of them; prompt i of several draws with its own stream of a seed.
+
+        Raises:
+            EngineFailure: a tick failed.
+        """
+        requests = [
+            self.prepare(prompt, params.replace(seed=seed) if params else None)
+            for prompt, seed in zip(
+                batch := _as_prompts(prompts),
+                _seeds(params, len(batch)),
+                strict=True,
+            )
+        ]
+        collected: dict[str, list[Frame]] = {request.request_id: [] for request in requests}
+        backlog = list(reversed(requests))
+        while backlog or not self.is_idle:
+            while backlog and self.num_waiting < self.config.max_waiting:
+                self.add(backlog.pop())
+            for frame in self.step():
+                collected.setdefault(frame.request_id, []).append(frame)
+        return [_complete(collected[request.request_id]) for request in requests]
+
+    def _turn(self) -> Iterator[Frame]:
+        while not self.is_idle:
+            yield from self.step()
+
+    def _text_side(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequest(
+                f"{self.info.name} has no tokenizer.json, so it takes and gives token ids only",
+                "prompt",
+            )
+        return self.tokenizer
+
+    def _farewell(self) -> list[Frame]:
+        """The last frames of what was aborted since the tick before."""
+        frames = [
+            _bare_frame(request, finish_reason=FinishReason.ABORT) for request in self._aborted
+        ]
+        self._aborted.clear()
+        return frames
+
+    def _admit(self) -> list[Frame]:
+        frames = []
+        while (request := self._scheduler.next_admissible()) is not None:
+            running = self._scheduler.seat(request, self._new_text(request))
+            frames.append(_frame(running))
+        return frames
+
+    def _new_text(self, request: Request) -> TextCanvas | None:
+        if self.tokenizer is None:
+            return None
+        params = request.params
+        return TextCanvas(
+            self.tokenizer.token_bytes,
+            params.max_tokens,
+            stop=params.stop,
+            watch=params.watch,
+            end_token_ids=frozenset() if params.ignore_eos else self._stop_ids,
+        )
+
+    def _denoise(
+        self, batch: Sequence[Running]
+    ) -> list[tuple[Running, list[int], list[int], list[float]]]:
+        """One forward for the batch; what each request committed, in completion positions."""
+        facts = describe_batch(
+            batch,
+            block_length=self._model.block_length if self._is_block_causal else None,
+            num_tokens=self._token_budget if self.config.deterministic else 0,
+        )
+        windows = [running.window() for running in batch]
+        commits = denoise(self._model, self._head, self._scheduler.table, windows, facts)
+        for running, step in zip(batch, commits.step.tolist(), strict=True):
+            running.block_step = step
+            running.nfe += 1
+        updates: list[tuple[Running, list[int], list[int], list[float]]] = [
+            (running, [], [], []) for running in batch
+        ]
+        for row, position, token_id, confidence in zip(
+            commits.row.tolist(),
+            commits.position.tolist(),
+            commits.token_id.tolist(),
+            commits.confidence.tolist(),
+            strict=True,
+        ):
+            running, positions, token_ids, confidences = updates[row]
+            positions.append(position - len(running.request.prompt))
+            token_ids.append(token_id)
+            confidences.append(confidence)
+        return updates
+
+    @property
+    def _is_block_causal(self) -> bool:
+        return self.info.attention == "block_causal"
+
+    def _commit(
+        self,
+        running: Running,
+        positions: list[int],
+        token_ids: list[int],
+        confidences: list[float],
+    ) -> Frame | None:
+        """Take note of a request's commits; its frame, or None when nobody needs one."""
+        running.fill(positions, token_ids, self._stop_ids)
+        update = TextUpdate()
+        if running.text is not None:
+            update = running.text.commit(zip(positions, token_ids, confidences, strict=True))
+        reason = self._finish_reason(running, update)
+        tokens = tuple(zip(positions, token_ids, strict=True))
+        if reason is not None:
+            return self._finish(running, reason, tokens, update)
+        frame = _frame(running, tokens=tokens, update=update)
+        self._scheduler.advance(running)
+        watched = running.request.params.watch or running.text is None
+        return frame if watched or frame.content else None
+
+    def _finish_reason(self, running: Running, update: TextUpdate) -> FinishReason | None:
+        if update.stopped or running.has_ended:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if running.masked == 0 else None
+
+    def _finish(
+        self,
+        running: Running,
+        reason: FinishReason,
+        tokens: tuple[tuple[int, int], ...],
+        update: TextUpdate,
+    ) -> Frame:
+        if running.text is not None:
+            end = running.settled if running.stopped_at is None else running.stopped_at
+            update = update.followed_by(running.text.finish(min(end, running.settled)))
+        self._scheduler.remove(running.request.request_id)
+        return _frame(running, tokens=tokens, update=update, reason=reason)
+
+    def _fail(self, batch: Sequence[Running], error: Exception) -> list[Frame]:
+        """End the requests of a failed tick and free their slots."""
+        message = f"the engine failed in this step: {type(error).__name__}: {error}"
+        self._failures += 1
+        if self._failures >= _MAX_FAILURES:
+            self.failure = f"{self._failures} steps in a row failed, the last one so: {message}"
+        for running in batch:
+            self._scheduler.remove(running.request.request_id)
+        return [
+            _bare_frame(running.request, finish_reason=FinishReason.ERROR, error=message)
+            for running in batch
+        ]
+
+
+def _describe(model: LoadedModel, config: EngineConfig) -> ModelInfo:
+    sampler = dict(model.sampler)
+    policy = sampler.setdefault("policy", "entropy_bound")
+    if policy not in PRESETS:
+        raise LoadError(
+            f"the model's default policy must be one of {', '.join(PRESETS)}, got {policy!r}"
+        )
+    filled = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "gap": 1, **sampler}
+    filled["max_tokens"] = min(int(filled.get("max_tokens", 256)), config.max_tokens)
+    try:
+        defaults = GenerationParams(**filled)
+    except (TypeError, InvalidRequest) as error:
+        raise LoadError(f"the model's sampler defaults cannot be used: {error}") from error
+    return ModelInfo(
+        name=config.name or model.name,
+        family=model.family.name,
+        attention=model.attention,
+        context_length=model.context_length,
+        block_length=model.block_length,
+        vocab_size=model.vocab_size,
+        num_parameters=model.num_parameters,
+        max_tokens=config.max_tokens,
+        defaults=defaults,
+    )
+
+
+def _token_budget(config: EngineConfig, info: ModelInfo) -> int:
+    if config.token_budget is not None:
+        return config.token_budget
+    return 4 * info.context_length if config.deterministic else max(8192, info.context_length)
+
+
+def _frame(
+    running: Running,
+    *,
+    tokens: tuple[tuple[int, int], ...] = (),
+    update: TextUpdate | None = None,
+    reason: FinishReason | None = None,
+) -> Frame:
+    update = update or TextUpdate()
+    return Frame(
+        request_id=running.request.request_id,
+        step=running.step,
+        steps=running.request.steps,
+        block=running.block,
+        block_length=running.request.blocks.block_length,
+        length=len(running.filled),
+        masked=running.masked,
+        tokens=tokens,
+        set=update.set,
+        unset=update.unset,
+        content=update.content,
+        settled=running.settled,
+        finish_reason=reason,
+        usage=None if reason is None else running.usage(),
+    )
+
+
+def _bare_frame(
+    request: Request, *, finish_reason: FinishReason, error: str | None = None
+) -> Frame:
+    """The last frame of a request that ended without an answer of its own."""
+    return Frame(
+        request_id=request.request_id,
+        step=0,
+        steps=request.steps,
+        block=0,
+        block_length=request.blocks.block_length,
+        length=request.params.max_tokens,
+        masked=request.params.max_tokens,
+        finish_reason=finish_reason,
+        error=error,
+        usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=0, steps=0, nfe=0),
+    )
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if all(isinstance(prompt, int) for prompt in prompts):
+        return [[int(token_id) for token_id in prompts]] if prompts else []  # type: ignore[call-overload]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _seeds(params: GenerationParams | None, count: int) -> list[int | None]:
+    if params is None or params.seed is None:
+        return [None] * count
+    return [(params.seed + index + 2**63) % 2**64 - 2**63 for index in range(count)]
+
+
+def _complete(frames: Sequence[Frame]) -> Completion:
+    last = frames[-1]
+    if last.finish_reason is FinishReason.ERROR:
+        raise EngineFailure(last.error or "the engine failed")
+    if last.finish_reason is None or last.usage is None:
+        raise EngineFailure("the request ended without a last frame")
+    tokens = dict(token for frame in frames for token in frame.tokens)
+    token_ids = tuple(tokens[position] for position in range(last.usage.completion_tokens) if position in tokens)
+    return Completion(
+        text="".join(frame.content for frame in frames),
+        token_ids=token_ids,
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+    )
+
+
+__all__ = ["BUNDLED_MODEL", "Change", "Completion", "Engine", "Prompt"]

@@ -1,0 +1,89 @@
+"""What the engine sends out: frames, each the state of one completion after one denoising step.
+
+Torch-free. A frame says what changed since the frame before it; `content` is append-only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+ChangeKind = Literal["unmask", "edit"]
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # end-of-text token or stop string
+    LENGTH = "length"  # the canvas is full
+    ABORT = "abort"  # the caller went away
+    ERROR = "error"  # see Frame.error
+
+
+class Change(NamedTuple):
+    """A position's text as it stands now.
+
+    `text` is the position's share: where a character spans several tokens, its first token
+    carries it once it is complete, and positions whose share changes are sent again.
+    """
+
+    position: int
+    text: str
+    confidence: float
+    kind: ChangeKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a finished completion cost.
+
+    Attributes:
+        prompt_tokens: length of the prompt.
+        completion_tokens: filled positions up to and including the end-of-text token.
+        steps: denoising steps in which the request committed.
+        nfe: forwards the request took part in.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    steps: int
+    nfe: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One completion after one denoising step.
+
+    The first frame of a request has `step` 0 and nothing set. The last has a
+    `finish_reason`, its `usage`, and `unset` for every position that is not part of the
+    content, so that replaying set and unset over all frames and joining the positions in
+    order gives exactly the concatenated `content`.
+
+    Attributes:
+        request_id: the engine's name for the request.
+        step: denoising steps so far. steps: planned in all.
+        block: index of the block being denoised. block_length: its length.
+        length: positions in the completion's canvas. masked: how many are still masked.
+        tokens: (position, token id) committed in this step; positions count from the
+            completion's start.
+        set, unset: changes of the positions' text (empty unless the request is watched).
+        content: text settled since the frame before; append-only.
+        settled: number of leading positions that will not change any more.
+    """
+
+    request_id: str
+    step: int
+    steps: int
+    block: int
+    block_length: int
+    length: int
+    masked: int
+    tokens: tuple[tuple[int, int], ...] = ()
+    set: tuple[Change, ...] = ()
+    unset: tuple[int, ...] = ()
+    content: str = ""
+    settled: int = 0
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    usage: Usage | None = None

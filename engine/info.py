@@ -1,0 +1,35 @@
+"""What a loaded model is, for those who serve it. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffusiongpt.engine.params import GenerationParams
+
+AttentionKind = Literal["bidirectional", "block_causal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The facts about a model that a server or a terminal shows.
+
+    Attributes:
+        name: the model's public id (the folder's name, or what the user said).
+        family: name of its FamilySpec. attention: who sees whom.
+        context_length: tokens the model was trained to see at once.
+        block_length: the model's own block, None for a full-canvas model.
+        vocab_size: rows of the embedding. num_parameters: weights, tied ones once.
+        max_tokens: longest completion the engine's canvases hold.
+        defaults: sampler defaults, every field filled in but `steps` and `seed`.
+    """
+
+    name: str
+    family: str
+    attention: AttentionKind
+    context_length: int
+    block_length: int | None
+    vocab_size: int
+    num_parameters: int
+    max_tokens: int
+    defaults: GenerationParams

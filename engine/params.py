@@ -1,0 +1,120 @@
+"""What a request may ask of the sampler. Values only: frozen, checked, torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from diffusiongpt.engine.errors import InvalidRequest
+from diffusiongpt.engine.policies import PRESETS
+
+SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationParams:
+    """How one completion is denoised; None means the model's own default.
+
+    Attributes:
+        max_tokens: length of the completion's canvas, in tokens.
+        policy: name of a commit policy (`policies.PRESETS`).
+        steps: budget of denoising steps for the whole completion, in 1..max_tokens. Policies
+            with an equal share spread their commits over it (default: one token a step);
+            `threshold` and `entropy_bound` treat it as an upper limit (default: none).
+        block_length: positions denoised at a time, left to right (semi-autoregressive);
+            None is the model's own, 0 is the whole canvas at once.
+        lookahead: masks kept visible after the block while the canvas is longer than the
+            model's context (bidirectional models); None is one block.
+        temperature: of the token draw; 0 takes the most likely token. Ranks are never tempered.
+        top_p, top_k: truncation of the token draw (1.0 and 0 are off).
+        seed: 64-bit; None draws one. The same seed gives the same tokens in any company.
+        threshold, entropy_bound: the preset's gate, replaced.
+        gap: commits of one step are at least this many positions apart where the gates allow
+            a choice (1 is off).
+        stop: strings that end the completion and are not part of it.
+        ignore_eos: an end-of-text token does not end the completion.
+        watch: whether frames carry every position's text, not only the settled text.
+    """
+
+    max_tokens: int = 256
+    policy: str | None = None
+    steps: int | None = None
+    block_length: int | None = None
+    lookahead: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    threshold: float | None = None
+    entropy_bound: float | None = None
+    gap: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    watch: bool = False
+
+    def __post_init__(self) -> None:
+        _check_integer("max_tokens", self.max_tokens, 1, None)
+        if self.policy is not None and self.policy not in PRESETS:
+            raise InvalidRequest(
+                f"policy must be one of {', '.join(PRESETS)}, got {self.policy!r}", "policy"
+            )
+        if self.steps is not None:
+            _check_integer("steps", self.steps, 1, self.max_tokens, "max_tokens")
+        _check_integer("block_length", self.block_length, 0, None)
+        _check_integer("lookahead", self.lookahead, 0, None)
+        _check_number("temperature", self.temperature, 0.0, 2.0)
+        _check_number("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        _check_integer("top_k", self.top_k, 0, None)
+        _check_integer("seed", self.seed, SEED_MIN, SEED_MAX)
+        _check_number("threshold", self.threshold, 0.0, 1.0)
+        _check_number("entropy_bound", self.entropy_bound, 0.0, math.inf)
+        _check_integer("gap", self.gap, 1, None)
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(
+                f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}", "stop"
+            )
+        for text in self.stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+                raise InvalidRequest(
+                    f"each stop string must have 1 to {MAX_STOP_CHARACTERS} characters, "
+                    f"got {text if not isinstance(text, str) else text[:20]!r}",
+                    "stop",
+                )
+
+    def replace(self, **changes: object) -> GenerationParams:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _check_integer(
+    name: str, value: int | None, low: int, high: int | None, high_name: str | None = None
+) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be an integer, got {value!r}", name)
+    if value < low or (high is not None and value > high):
+        top = "" if high is None else f"{high_name}={high}" if high_name else str(high)
+        accepted = f"at least {low}" if high is None else f"in {low}..{top}"
+        raise InvalidRequest(f"{name} must be {accepted}, got {value}", name)
+
+
+def _check_number(
+    name: str, value: float | None, low: float, high: float, *, above_low: bool = False
+) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{name} must be a number, got {value!r}", name)
+    if not (low < value if above_low else low <= value) or not value <= high or math.isnan(value):
+        opening = "(" if above_low else "["
+        closing = ")" if math.isinf(high) else "]"
+        raise InvalidRequest(
+            f"{name} must be in {opening}{low:g}, {high:g}{closing}, got {value!r}", name
+        )

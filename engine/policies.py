@@ -1,0 +1,65 @@
+"""Commit policies as rows of parameters: which masked positions are committed in a step.
+
+A policy is data. Every step does the same for every slot (see `commit.py`):
+score the candidates by the *distribution* at each position, rank them, commit the longest
+run of ranks that passes the gates, and at least as many as the step budget asks for; only
+then draw the tokens. Ranking by the drawn token's probability instead ("sample, then choose")
+sharpens the text even with a perfect denoiser (arXiv 2510.04525).
+
+| preset        | ranks by             | commits                                         | source           |
+|---------------|----------------------|-------------------------------------------------|------------------|
+| ancestral     | hitting time         | positions whose hitting time has come           | arXiv 2406.07524 |
+| random        | hitting time         | an equal share of the masked positions          | arXiv 2502.09992 |
+| confidence    | top probability      | an equal share                                  | arXiv 2502.09992 |
+| margin        | top-1 less top-2     | an equal share                                  | arXiv 2502.06768 |
+| entropy       | low entropy          | an equal share                                  | Dream            |
+| threshold     | top probability      | all above `threshold`, at least one             | arXiv 2505.22618 |
+| entropy_bound | low entropy          | while summed entropy less its maximum is within `entropy_bound` | arXiv 2505.24857 |
+
+Torch-free, so that the server and the command line can name and check policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+INFINITY = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One preset: the weights of the score and the gates, an unset gate being infinite.
+
+    Attributes:
+        confidence, margin, entropy, hitting_time: weights of log p_max, p_max - p_second, -H
+            (nats) and the hitting time in the score.
+        threshold: commit while the top probability is greater than this.
+        entropy_bound: commit while the summed entropy of the chosen, less its maximum, is at
+            most this many nats.
+        timed: commit the positions whose hitting time has come, and only those.
+        adaptive: the gates decide how many; otherwise each step commits an equal share.
+    """
+
+    confidence: float = 0.0
+    margin: float = 0.0
+    entropy: float = 0.0
+    hitting_time: float = 0.0
+    threshold: float = -INFINITY
+    entropy_bound: float = INFINITY
+    timed: bool = False
+    adaptive: bool = False
+
+
+PRESETS: Mapping[str, Policy] = MappingProxyType(
+    {
+        "ancestral": Policy(hitting_time=1.0, timed=True),
+        "random": Policy(hitting_time=1.0),
+        "confidence": Policy(confidence=1.0),
+        "margin": Policy(margin=1.0),
+        "entropy": Policy(entropy=1.0),
+        "threshold": Policy(confidence=1.0, threshold=0.9, adaptive=True),
+        "entropy_bound": Policy(entropy=1.0, entropy_bound=0.2, adaptive=True),
+    }
+)

@@ -1,0 +1,273 @@
+"""A request with every default filled in, and the blocks its canvas is denoised in."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
+from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.policies import PRESETS, Policy
+from diffusiongpt.engine.slots import SlotIntegers, SlotReals
+
+MAX_GAP = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPlan:
+    """How a canvas is cut into blocks, and what the model sees while it fills one.
+
+    Attributes:
+        prompt_length: positions before the completion. length: positions of the completion.
+        block_length: positions of a block; the whole completion when it is the canvas.
+        aligned: blocks start at multiples of `block_length` of the canvas (block-causal
+            models, whose attention is cut there) and not at the completion's start.
+        lookahead: masks kept in view after the block when the canvas exceeds the context.
+        context_length: tokens the model sees at once.
+    """
+
+    prompt_length: int
+    length: int
+    block_length: int
+    aligned: bool
+    lookahead: int
+    context_length: int
+
+    @property
+    def end(self) -> int:
+        """The canvas position after the completion."""
+        return self.prompt_length + self.length
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that hold at least one position of the completion."""
+        origin = 0 if self.aligned else self.prompt_length
+        first = (self.prompt_length - origin) // self.block_length
+        last = (self.end - 1 - origin) // self.block_length
+        return last - first + 1
+
+    def block_end(self, start: int) -> int:
+        """Where the block that holds canvas position `start` ends, cut at the completion."""
+        origin = 0 if self.aligned else self.prompt_length
+        index = (start - origin) // self.block_length
+        return min(origin + (index + 1) * self.block_length, self.end)
+
+    def window(self, block_end: int) -> tuple[int, int]:
+        """The canvas positions start..stop that the model sees while it fills a block.
+
+        A block-causal model sees its whole last block and nothing after it; a bidirectional
+        one the whole canvas, or as much of it as fits, the lookahead included.
+        """
+        if self.aligned:
+            stop = math.ceil(block_end / self.block_length) * self.block_length
+            over = max(stop - self.context_length, 0)
+            return math.ceil(over / self.block_length) * self.block_length, stop
+        if self.end <= self.context_length:
+            return 0, self.end
+        stop = min(block_end + self.lookahead, self.end)
+        return max(stop - self.context_length, 0), stop
+
+    @property
+    def max_window(self) -> int:
+        """Tokens of the longest window."""
+        if self.aligned:
+            stop = math.ceil(self.end / self.block_length) * self.block_length
+            return min(stop, self.context_length)
+        return min(self.end, self.context_length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A checked request.
+
+    Attributes:
+        request_id: the engine's name for it.
+        prompt: token ids. params: every field filled in but `lookahead` and `steps`.
+        policy: the preset with the request's own gates. blocks: the canvas's plan.
+        steps: budget of denoising steps.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    params: GenerationParams
+    policy: Policy
+    blocks: BlockPlan
+    steps: int
+
+    def integers(self) -> SlotIntegers:
+        """The whole numbers of its slot."""
+        params = self.params
+        return SlotIntegers(
+            prompt_length=len(self.prompt),
+            seed=params.seed or 0,
+            top_k=params.top_k or 0,
+            gap=params.gap or 1,
+            blind=int(is_blind(self.policy)),
+            adaptive=int(self.policy.adaptive),
+            timed=int(self.policy.timed),
+        )
+
+    def reals(self) -> SlotReals:
+        """The real numbers of its slot."""
+        threshold = self.policy.threshold
+        return SlotReals(
+            temperature=1.0 if self.params.temperature is None else self.params.temperature,
+            top_p=1.0 if self.params.top_p is None else self.params.top_p,
+            confidence=self.policy.confidence,
+            margin=self.policy.margin,
+            entropy=self.policy.entropy,
+            hitting_time=self.policy.hitting_time,
+            log_threshold=math.log(threshold) if threshold > 0.0 else -math.inf,
+            entropy_bound=self.policy.entropy_bound,
+        )
+
+
+def is_blind(policy: Policy) -> bool:
+    """Whether the policy ranks by hitting time alone and never looks at the distribution."""
+    return not (policy.confidence or policy.margin or policy.entropy or policy.adaptive)
+
+
+def prepare_request(
+    request_id: str, prompt: Sequence[int], params: GenerationParams, info: ModelInfo
+) -> Request:
+    """Fill in the model's defaults and refuse what cannot be honoured.
+
+    Raises:
+        InvalidRequest: with the offending value and what would be accepted.
+    """
+    prompt = tuple(prompt)
+    _check_prompt(prompt, info)
+    params = fill_defaults(params, info)
+    policy = _resolve_policy(params, info)
+    if params.gap is not None and params.gap > MAX_GAP:
+        raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
+    blocks = _plan_blocks(len(prompt), params, info)
+    steps = params.max_tokens if params.steps is None else params.steps
+    if steps < blocks.num_blocks:
+        raise InvalidRequest(
+            f"steps must be at least {blocks.num_blocks}, one for each block of "
+            f"{blocks.block_length} in {params.max_tokens} tokens, got {steps}",
+            "steps",
+        )
+    return Request(
+        request_id=request_id,
+        prompt=prompt,
+        params=params,
+        policy=policy,
+        blocks=blocks,
+        steps=steps,
+    )
+
+
+def fill_defaults(params: GenerationParams, info: ModelInfo) -> GenerationParams:
+    """Replace what the request leaves open by the model's defaults, and draw a seed."""
+    defaults = info.defaults
+    filled: dict[str, object] = {
+        name: getattr(defaults, name)
+        for name in ("policy", "temperature", "top_p", "top_k", "gap")
+        if getattr(params, name) is None
+    }
+    if params.policy in (None, defaults.policy):
+        # A gate of the model's default policy means nothing to another policy.
+        for name in ("threshold", "entropy_bound"):
+            if getattr(params, name) is None:
+                filled[name] = getattr(defaults, name)
+    if params.block_length is None:
+        filled["block_length"] = defaults.block_length
+    if params.seed is None:
+        filled["seed"] = secrets.randbits(63)
+    return params.replace(**filled)
+
+
+def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
+    for token_id in prompt:
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise InvalidRequest(f"prompt must hold token ids, got {token_id!r}", "prompt")
+        if not 0 <= token_id < info.vocab_size:
+            raise InvalidRequest(
+                f"prompt token ids must be in 0..{info.vocab_size - 1}, got {token_id}", "prompt"
+            )
+    room = info.context_length - (info.block_length or 1)
+    if len(prompt) > room:
+        raise ContextLengthExceeded(
+            f"the prompt has {len(prompt)} tokens, and the model's context of "
+            f"{info.context_length} leaves room for {room}",
+            "prompt",
+        )
+
+
+def _resolve_policy(params: GenerationParams, info: ModelInfo) -> Policy:
+    name = params.policy or info.defaults.policy or "entropy_bound"
+    preset = PRESETS[name]
+    gates = {
+        gate: getattr(params, gate)
+        for gate in ("threshold", "entropy_bound")
+        if getattr(params, gate) is not None
+    }
+    if gates and not preset.adaptive:
+        gate = next(iter(gates))
+        raise InvalidRequest(
+            f"{gate} is a gate of the policies threshold and entropy_bound; "
+            f"{name} commits by its step budget alone, got {gate}={gates[gate]!r}",
+            gate,
+        )
+    values = {field: getattr(preset, field) for field in preset.__slots__}
+    return Policy(**{**values, **gates})
+
+
+def _plan_blocks(prompt_length: int, params: GenerationParams, info: ModelInfo) -> BlockPlan:
+    if params.max_tokens > info.max_tokens:
+        raise InvalidRequest(
+            f"max_tokens must be in 1..{info.max_tokens}, got {params.max_tokens}", "max_tokens"
+        )
+    aligned = info.attention == "block_causal"
+    block_length = params.block_length
+    if aligned:
+        if block_length not in (None, info.block_length):
+            raise InvalidRequest(
+                f"block_length must be {info.block_length}, the block this block-causal model "
+                f"was trained with, got {block_length}",
+                "block_length",
+            )
+        if params.lookahead:
+            raise InvalidRequest(
+                "lookahead must be 0 or absent, because a block-causal model sees nothing "
+                f"after its block, got {params.lookahead}",
+                "lookahead",
+            )
+        block_length = info.block_length
+    full_canvas = not block_length
+    block_length = block_length or params.max_tokens
+    lookahead = block_length if params.lookahead is None else params.lookahead
+    blocks = BlockPlan(
+        prompt_length=prompt_length,
+        length=params.max_tokens,
+        block_length=block_length,
+        aligned=aligned,
+        lookahead=0 if full_canvas else lookahead,
+        context_length=info.context_length,
+    )
+    _check_context(blocks, full_canvas=full_canvas)
+    return blocks
+
+
+def _check_context(blocks: BlockPlan, *, full_canvas: bool) -> None:
+    if blocks.aligned or blocks.end <= blocks.context_length:
+        return
+    if full_canvas:
+        raise ContextLengthExceeded(
+            f"prompt and max_tokens make {blocks.end} tokens, more than the model's context of "
+            f"{blocks.context_length}; ask for at most "
+            f"{blocks.context_length - blocks.prompt_length} tokens, or set block_length to "
+            "write a longer answer block by block",
+            "max_tokens",
+        )
+    if blocks.block_length + blocks.lookahead >= blocks.context_length:
+        raise InvalidRequest(
+            f"block_length and lookahead must leave room for text in the context of "
+            f"{blocks.context_length}, got {blocks.block_length} + {blocks.lookahead}",
+            "block_length",
+        )

@@ -1,0 +1,162 @@
+"""Logits to statistics and tokens, a bounded number of rows at a time.
+
+Statistics rank positions, and only then tokens are drawn, for the chosen rows alone; so no
+(rows, vocabulary) tensor is ever larger than one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusiongpt.engine.randomness import gumbel
+
+# A banned token's logit: finite, because 0 * inf in the entropy would be nan.
+BANNED = -1e30
+
+
+@dataclass(frozen=True, slots=True)
+class RowStatistics:
+    """What a policy may know of a position's distribution, at temperature 1 and after bans.
+
+    Attributes:
+        log_top: (R,) log of the top probability. margin: (R,) top-1 less top-2 probability.
+        entropy: (R,) nats. top_id: (R,) int64, the most likely token.
+    """
+
+    log_top: Tensor
+    margin: Tensor
+    entropy: Tensor
+    top_id: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Drawn tokens: `token_id` (R,) int64, `log_prob` (R,) at temperature 1 and after bans."""
+
+    token_id: Tensor
+    log_prob: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DrawParams:
+    """Per-row parameters of the token draw; `key` is the row's counter key (int64)."""
+
+    key: Tensor
+    temperature: Tensor
+    top_p: Tensor
+    top_k: Tensor
+
+    def rows(self, start: int, stop: int) -> DrawParams:
+        """The parameters of rows start..stop."""
+        return DrawParams(
+            self.key[start:stop],
+            self.temperature[start:stop],
+            self.top_p[start:stop],
+            self.top_k[start:stop],
+        )
+
+
+class Head:
+    """The output head over chosen rows of the hidden states, `chunk` rows at a time.
+
+    Args:
+        project: (R, H) hidden rows to (R, V) float32 logits.
+        banned: ids that are never emitted.
+        chunk: rows per call of `project`; bounds the largest logits tensor.
+        pad: pad every call to exactly `chunk` rows, so that a row's logits do not depend on
+            how many rows share the call.
+    """
+
+    def __init__(
+        self, project: Callable[[Tensor], Tensor], banned: Tensor, *, chunk: int, pad: bool
+    ) -> None:
+        self._project = project
+        self._banned = banned
+        self._chunk = chunk
+        self._pad = pad
+
+    def statistics(self, hidden: Tensor) -> RowStatistics:
+        """Statistics of each row of `hidden` (R, H)."""
+        parts = [row_statistics(self._logits(part)) for part in hidden.split(self._chunk)]
+        if len(parts) == 1:
+            return parts[0]
+        return RowStatistics(
+            torch.cat([part.log_top for part in parts]),
+            torch.cat([part.margin for part in parts]),
+            torch.cat([part.entropy for part in parts]),
+            torch.cat([part.top_id for part in parts]),
+        )
+
+    def draw(self, hidden: Tensor, params: DrawParams, *, truncate: bool) -> Draws:
+        """Draw a token for each row of `hidden` (R, H); `truncate`: some row has top_p or top_k."""
+        parts = []
+        for start in range(0, len(hidden), self._chunk):
+            stop = min(start + self._chunk, len(hidden))
+            logits = self._logits(hidden[start:stop])
+            parts.append(draw_tokens(logits, params.rows(start, stop), truncate=truncate))
+        if len(parts) == 1:
+            return parts[0]
+        return Draws(
+            torch.cat([part.token_id for part in parts]),
+            torch.cat([part.log_prob for part in parts]),
+        )
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        num_rows = len(hidden)
+        if self._pad and num_rows < self._chunk:
+            padding = hidden.new_zeros(self._chunk - num_rows, hidden.shape[1])
+            hidden = torch.cat([hidden, padding])
+        logits = self._project(hidden)[:num_rows]
+        return logits.index_fill_(1, self._banned, BANNED)
+
+
+def row_statistics(logits: Tensor) -> RowStatistics:
+    """Statistics of logits (R, V) float32."""
+    log_sum = logits.logsumexp(dim=-1)
+    top = logits.topk(2, dim=-1).values
+    log_top = top[:, 0] - log_sum
+    margin = log_top.exp() - (top[:, 1] - log_sum).exp()
+    # H = -sum p log p = logsumexp(z) - sum p z
+    expected = (logits - log_sum[:, None]).exp_().mul_(logits).sum(dim=-1)
+    # argmax and not topk's index: ties must fall as they do in `draw_tokens` at temperature 0
+    top_id = logits.argmax(dim=-1)
+    return RowStatistics(log_top, margin, (log_sum - expected).clamp_(min=0.0), top_id)
+
+
+def draw_tokens(logits: Tensor, params: DrawParams, *, truncate: bool) -> Draws:
+    """Draw one token per row by the Gumbel-max trick; temperature 0 takes the most likely.
+
+    The noise of a token depends on its id alone, so truncation never changes the noise of
+    the tokens that remain.
+
+    Args:
+        logits: (R, V) float32, bans applied.
+        params: per-row draw parameters.
+        truncate: whether any row asks for top_p or top_k (sorting is skipped otherwise).
+    """
+    # softmax(z / T) drawn by argmax(z / T + g) = argmax(z + T g): no division, and T = 0 is greedy
+    noisy = logits
+    if truncate:
+        noisy = truncated(logits, params)
+    noise = gumbel(params.key, logits.shape[1])
+    token_id = (noisy + params.temperature[:, None] * noise).argmax(dim=-1)
+    log_prob = logits.gather(1, token_id[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    return Draws(token_id, log_prob)
+
+
+def truncated(logits: Tensor, params: DrawParams) -> Tensor:
+    """Ban what top_k and top_p leave out: the k most likely tokens, then the smallest set of
+    most likely ones that holds probability p at the row's temperature. The best always stays."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    beyond_k = (params.top_k[:, None] > 0) & (rank >= params.top_k[:, None])
+    ordered = ordered.masked_fill(beyond_k, BANNED)
+    tempered = (ordered / params.temperature.clamp(min=1e-6)[:, None]).softmax(dim=-1)
+    before = tempered.cumsum(dim=-1) - tempered
+    left_out = beyond_k | ((before >= params.top_p[:, None]) & (params.top_p[:, None] < 1.0))
+    left_out[:, 0] = False
+    return logits.masked_fill(torch.zeros_like(left_out).scatter_(1, order, left_out), BANNED)

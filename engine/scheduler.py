@@ -1,0 +1,195 @@
+"""Who waits and who runs: admission, the blocks of a running request, its end.
+
+Knows token ids and counts; the tensors are in `slots.py`, the text in `text.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from diffusiongpt.engine.errors import QueueFull
+from diffusiongpt.engine.frame import Usage
+from diffusiongpt.engine.request import Request, is_blind
+from diffusiongpt.engine.slots import SlotTable
+from diffusiongpt.engine.step import BatchFacts, Window
+from diffusiongpt.engine.text import TextCanvas
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """A request in its slot, and how far it has come.
+
+    Attributes:
+        filled: one byte per position of the completion, 1 once committed.
+        settled: length of the committed prefix. stopped_at: first end-of-text position.
+        block: index of the block, block_start..block_end in canvas positions.
+        masked: positions still to fill, in the completion and in the block.
+        step_base: budget spent by the blocks before this one; block_step: by this one.
+    """
+
+    request: Request
+    slot: int
+    text: TextCanvas | None
+    filled: bytearray
+    settled: int = 0
+    stopped_at: int | None = None
+    block: int = 0
+    block_start: int = 0
+    block_end: int = 0
+    masked: int = 0
+    block_masked: int = 0
+    block_step: int = 0
+    block_steps: int = 0
+    step_base: int = 0
+    num_commit_steps: int = 0
+    nfe: int = 0
+
+    @property
+    def step(self) -> int:
+        """Denoising steps so far, of `request.steps`."""
+        return self.step_base + self.block_step
+
+    def window(self) -> Window:
+        """What the model sees of the canvas in the next step."""
+        start, stop = self.request.blocks.window(self.block_end)
+        return Window(self.slot, start, stop)
+
+    def fill(self, positions: Sequence[int], token_ids: Sequence[int], stop_ids: frozenset[int]) -> None:
+        """Note the committed positions (of the completion) and their tokens."""
+        for position, token_id in zip(positions, token_ids, strict=True):
+            self.filled[position] = 1
+            if token_id in stop_ids and not self.request.params.ignore_eos:
+                earliest = position if self.stopped_at is None else min(self.stopped_at, position)
+                self.stopped_at = earliest
+        self.masked -= len(positions)
+        self.block_masked -= len(positions)
+        self.num_commit_steps += 1
+        next_mask = self.filled.find(0, self.settled)
+        self.settled = len(self.filled) if next_mask < 0 else next_mask
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether everything up to the first end-of-text token is committed."""
+        return self.stopped_at is not None and self.settled > self.stopped_at
+
+    def usage(self) -> Usage:
+        """What the request has cost so far."""
+        end = self.stopped_at + 1 if self.has_ended and self.stopped_at is not None else None
+        filled = len(self.filled) - self.masked
+        return Usage(
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=filled if end is None else end,
+            steps=self.num_commit_steps,
+            nfe=self.nfe,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Scheduler:
+    """Waiting requests in order of arrival, running ones by slot.
+
+    A request is admitted when a slot is free and the longest window it will ever need still
+    fits the token budget beside those of the running ones, so nobody is ever preempted.
+
+    Attributes:
+        token_budget: most tokens of one packed forward. max_waiting: bound of the queue.
+    """
+
+    table: SlotTable
+    token_budget: int
+    max_waiting: int
+    waiting: deque[Request] = field(default_factory=deque)
+    running: dict[str, Running] = field(default_factory=dict)
+
+    def enqueue(self, request: Request) -> None:
+        """Let a request wait for a slot; raises QueueFull."""
+        if len(self.waiting) >= self.max_waiting:
+            raise QueueFull(
+                f"{len(self.waiting)} requests are waiting already, the most that may; try again later"
+            )
+        self.waiting.append(request)
+
+    def next_admissible(self) -> Request | None:
+        """Take the request at the head of the queue, if there is room for it now."""
+        if not self.waiting or not self.table.num_free:
+            return None
+        reserved = sum(running.request.blocks.max_window for running in self.running.values())
+        if reserved + self.waiting[0].blocks.max_window > self.token_budget:
+            return None
+        return self.waiting.popleft()
+
+    def seat(self, request: Request, text: TextCanvas | None) -> Running:
+        """Give a request its slot and enter its first block."""
+        length = request.params.max_tokens
+        slot = self.table.take(request.prompt, length, request.integers(), request.reals())
+        running = Running(
+            request=request, slot=slot, text=text, filled=bytearray(length), masked=length
+        )
+        self.running[request.request_id] = running
+        self.enter_block(running, start=len(request.prompt))
+        return running
+
+    def enter_block(self, running: Running, start: int) -> None:
+        """Point a request at the block that holds canvas position `start`."""
+        blocks = running.request.blocks
+        running.step_base += running.block_step
+        running.block_step = 0
+        running.block_start, running.block_end = start, blocks.block_end(start)
+        running.block_masked = running.block_end - start
+        running.block_steps = share_of_steps(
+            steps_left=running.request.steps - running.step_base,
+            block_tokens=running.block_masked,
+            tokens_left=running.masked,
+            blocks_after=blocks.num_blocks - running.block - 1,
+        )
+        self.table.enter_block(running.slot, start, running.block_end, running.block_steps)
+
+    def advance(self, running: Running) -> None:
+        """Move on to the next block when this one is full."""
+        if running.block_masked == 0 and running.masked:
+            running.block += 1
+            self.enter_block(running, start=running.block_end)
+
+    def remove(self, request_id: str) -> Running | None:
+        """Free the slot of a running request; None when it does not run."""
+        running = self.running.pop(request_id, None)
+        if running is not None:
+            self.table.give_back(running.slot)
+        return running
+
+    def drop_waiting(self, request_id: str) -> Request | None:
+        """Take a request out of the queue; None when it does not wait."""
+        for request in self.waiting:
+            if request.request_id == request_id:
+                self.waiting.remove(request)
+                return request
+        return None
+
+
+def share_of_steps(*, steps_left: int, block_tokens: int, tokens_left: int, blocks_after: int) -> int:
+    """A block's share of the step budget, by its tokens: at least one step, at most one a token,
+    and one left for every block after it."""
+    share = (2 * steps_left * block_tokens + tokens_left) // (2 * tokens_left)
+    return max(1, min(share, block_tokens, steps_left - blocks_after))
+
+
+def describe_batch(
+    batch: Sequence[Running], *, block_length: int | None, num_tokens: int
+) -> BatchFacts:
+    """What the host knows of a batch ahead of its step."""
+    requests = [running.request for running in batch]
+    blind = [is_blind(request.policy) for request in requests]
+    return BatchFacts(
+        width=max(running.block_end - running.block_start for running in batch),
+        max_gap=max(request.params.gap or 1 for request in requests),
+        any_blind=any(blind),
+        any_seeing=not all(blind),
+        any_random=any(request.params.temperature != 0.0 for request in requests),
+        any_truncated=any(
+            (request.params.top_p or 1.0) < 1.0 or request.params.top_k for request in requests
+        ),
+        block_length=block_length,
+        num_tokens=num_tokens,
+    )

@@ -1,0 +1,195 @@
+"""The thread that turns the engine's loop, and the way from it to asyncio and back.
+
+Only this thread touches the engine's tensors. Requests are checked in the caller's thread, so
+that what cannot be honoured is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from diffusiongpt.engine.engine import Engine
+from diffusiongpt.engine.errors import EngineFailure, QueueFull
+from diffusiongpt.engine.frame import FinishReason, Frame
+from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.request import Request
+
+
+class Generation:
+    """One running request: an async iterator of its frames, ending with the last one."""
+
+    def __init__(self, request: Request, abort: Callable[[str], None]) -> None:
+        self.request = request
+        self.request_id = request.request_id
+        self._abort = abort
+        self._loop = asyncio.get_running_loop()
+        # Bounded by nature: a completion has at most one frame per token, and one to begin.
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        return self._iterate()
+
+    def abort(self) -> None:
+        """End the request; idempotent, and fine after its end."""
+        self._abort(self.request_id)
+
+    def put(self, frame: Frame) -> None:
+        """Hand over a frame; called in the event loop."""
+        self._frames.put_nowait(frame)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that reads this generation."""
+        return self._loop
+
+    async def _iterate(self) -> AsyncIterator[Frame]:
+        while True:
+            frame = await self._frames.get()
+            yield frame
+            if frame.finish_reason is not None:
+                return
+
+
+class EngineWorker:
+    """Turns an engine in a thread of its own; `submit` is called from asyncio."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._generations: dict[str, Generation] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._stopping = False
+        self._crash: str | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        """The facts about the model."""
+        return self._engine.info
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine cannot serve any more, in a sentence, or None."""
+        if broken := self._engine.failure or self._crash:
+            return broken
+        if self._stopping or not self._thread.is_alive():
+            return "the engine is not running"
+        return None
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return self._engine.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return max(len(self._generations) - self._engine.num_running, 0)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End all requests and the thread."""
+        self._stopping = True
+        self._commands.put(_wake_up)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a chat, ready for the assistant's answer."""
+        return self._engine.encode_chat(messages)
+
+    def submit(self, prompt: Sequence[int], params: GenerationParams) -> Generation:
+        """Start a request.
+
+        Raises:
+            InvalidRequest, QueueFull, EngineFailure: nothing was started.
+        """
+        if self.failure is not None:
+            raise EngineFailure(self.failure)
+        request = self._engine.prepare(prompt, params)
+        limit = self._engine.config.num_slots + self._engine.config.max_waiting
+        if len(self._generations) >= limit:
+            raise QueueFull(f"{limit} requests run or wait already; try again later")
+        generation = Generation(request, self._abort)
+        self._generations[request.request_id] = generation
+        self._commands.put(lambda: self._add(request))
+        return generation
+
+    def _abort(self, request_id: str) -> None:
+        if request_id in self._generations:
+            self._commands.put(lambda: self._engine.abort(request_id))
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._engine.add(request)
+        except (QueueFull, EngineFailure) as error:
+            self._send([_refusal(request, str(error))])
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._obey()
+                self._send(self._engine.step())
+        except Exception as error:
+            # A defect of ours: say so to everyone who waits, and to /health, and stop.
+            self._crash = f"the engine's loop ended: {type(error).__name__}: {error}"
+        self._stopping = True
+        self._end_all(self._crash or "the engine has stopped")
+
+    def _obey(self) -> None:
+        """Carry out what was asked; waits only while the engine has nothing to do."""
+        if self._engine.is_idle:
+            self._commands.get()()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._commands.get_nowait()()
+
+    def _send(self, frames: Sequence[Frame]) -> None:
+        """Hand a tick's frames over, one wake-up per event loop and not per frame."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Frame]]] = {}
+        for frame in frames:
+            generation = self._generations.get(frame.request_id)
+            if generation is None:
+                continue
+            by_loop.setdefault(generation.loop, []).append((generation, frame))
+            if frame.finish_reason is not None:
+                del self._generations[frame.request_id]
+        for loop, deliveries in by_loop.items():
+            # A closed loop has nobody left who could read.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_deliver, deliveries)
+
+    def _end_all(self, message: str) -> None:
+        """Send a last frame to every request that is still waiting for one."""
+        self._send([_refusal(each.request, message) for each in list(self._generations.values())])
+
+
+def _wake_up() -> None:
+    """Ends a wait for commands."""
+
+
+def _deliver(deliveries: Sequence[tuple[Generation, Frame]]) -> None:
+    for generation, frame in deliveries:
+        generation.put(frame)
+
+
+def _refusal(request: Request, message: str) -> Frame:
+    """The last frame of a request that the engine could not finish."""
+    return Frame(
+        request_id=request.request_id,
+        step=0,
+        steps=request.steps,
+        block=0,
+        block_length=request.blocks.block_length,
+        length=request.params.max_tokens,
+        masked=request.params.max_tokens,
+        finish_reason=FinishReason.ERROR,
+        error=message,
+    )
