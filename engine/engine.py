@@ -70,9 +70,7 @@ class Engine:
         self._token_budget = _token_budget(config, self.info)
         self._stop_ids = frozenset(model.stop_token_ids)
         banned = torch.tensor(sorted(model.never_emit_token_ids), device=config.device)
-        self._head = Head(
-            model.head, banned, chunk=config.head_chunk, pad=config.deterministic
-        )
+        self._head = Head(model.head, banned, chunk=config.head_chunk, pad=config.deterministic)
         block_length = self.info.block_length or 0
         capacity = self.info.context_length + config.max_tokens + block_length
         table = SlotTable(
@@ -271,7 +269,7 @@ class Engine:
             params.max_tokens,
             stop=params.stop,
             watch=params.watch,
-            end_token_ids=frozenset() if params.ignore_eos else self._stop_ids,
+            stop_token_ids=() if params.ignore_eos else self._stop_ids,
         )
 
     def _denoise(
@@ -343,7 +341,7 @@ class Engine:
     ) -> Frame:
         if running.text is not None:
             end = running.settled if running.stopped_at is None else running.stopped_at
-            update = update.followed_by(running.text.finish(min(end, running.settled)))
+            update = _joined(update, running.text.finish(end))
         self._scheduler.remove(running.request.request_id)
         return _frame(running, tokens=tokens, update=update, reason=reason)
 
@@ -419,6 +417,18 @@ def _frame(
     )
 
 
+def _joined(first: TextUpdate, then: TextUpdate) -> TextUpdate:
+    """Two updates of the same tick as one; what was set again counts as it stands last."""
+    changes = {change.position: change for change in (*first.set, *then.set)}
+    return TextUpdate(
+        set=tuple(changes.values()),
+        unset=(*first.unset, *then.unset),
+        content=first.content + then.content,
+        settled=then.settled,
+        stopped=first.stopped or then.stopped,
+    )
+
+
 def _bare_frame(
     request: Request, *, finish_reason: FinishReason, error: str | None = None
 ) -> Frame:
@@ -458,7 +468,9 @@ def _complete(frames: Sequence[Frame]) -> Completion:
     if last.finish_reason is None or last.usage is None:
         raise EngineFailure("the request ended without a last frame")
     tokens = dict(token for frame in frames for token in frame.tokens)
-    token_ids = tuple(tokens[position] for position in range(last.usage.completion_tokens) if position in tokens)
+    token_ids = tuple(
+        tokens[position] for position in range(last.usage.completion_tokens) if position in tokens
+    )
     return Completion(
         text="".join(frame.content for frame in frames),
         token_ids=token_ids,

@@ -23,7 +23,8 @@ class GenerationParams:
         policy: name of a commit policy (`policies.PRESETS`).
         steps: budget of denoising steps for the whole completion, in 1..max_tokens. Policies
             with an equal share spread their commits over it (default: one token a step);
-            `threshold` and `entropy_bound` treat it as an upper limit (default: none).
+            `threshold` and `entropy_bound` treat it as an upper limit (default: none);
+            `ancestral` divides time into that many intervals (default: continuous time).
         block_length: positions denoised at a time, left to right (semi-autoregressive);
             None is the model's own, 0 is the whole canvas at once.
         lookahead: masks kept visible after the block while the canvas is longer than the

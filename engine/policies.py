@@ -8,7 +8,7 @@ sharpens the text even with a perfect denoiser (arXiv 2510.04525).
 
 | preset        | ranks by             | commits                                         | source           |
 |---------------|----------------------|-------------------------------------------------|------------------|
-| ancestral     | hitting time         | positions whose hitting time has come           | arXiv 2406.07524 |
+| ancestral     | hitting time         | positions whose hitting time has come; one at a time without a step budget | arXiv 2406.07524 |
 | random        | hitting time         | an equal share of the masked positions          | arXiv 2502.09992 |
 | confidence    | top probability      | an equal share                                  | arXiv 2502.09992 |
 | margin        | top-1 less top-2     | an equal share                                  | arXiv 2502.06768 |

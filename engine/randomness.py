@@ -33,7 +33,9 @@ class Purpose(IntEnum):
     DRAW = 2  # Gumbel noise of the token draw
 
 
-def counter_keys(seed: Tensor, purpose: Purpose, position: Tensor, visit: Tensor | int = 0) -> Tensor:
+def counter_keys(
+    seed: Tensor, purpose: Purpose, position: Tensor, visit: Tensor | int = 0
+) -> Tensor:
     """One 64-bit key per (seed, purpose, position, visit).
 
     Args:
@@ -42,9 +44,10 @@ def counter_keys(seed: Tensor, purpose: Purpose, position: Tensor, visit: Tensor
     Returns:
         int64 of the broadcast shape.
     """
-    key = _mix64(seed + _GOLDEN * int(purpose))
+    key = _mix64(seed + _wrap(_GOLDEN * int(purpose)))
     key = _mix64(key ^ (position * _GOLDEN))
-    return _mix64(key + (visit + 1) * _MIX_A)
+    turn = _wrap((visit + 1) * _MIX_A) if isinstance(visit, int) else (visit + 1) * _MIX_A
+    return _mix64(key + turn)
 
 
 def uniform(keys: Tensor) -> Tensor:
@@ -72,6 +75,11 @@ def gumbel(keys: Tensor, num_lanes: int) -> Tensor:
     bits = _mix32(_mix32(lanes + low) + high)
     u = (bits.to(torch.int64) & 0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(_UNIT)
     return u.clamp_(max=_ALMOST_ONE).neg_().log1p_().neg_().log_().neg_()
+
+
+def _wrap(value: int) -> int:
+    """The value as a signed 64-bit integer, as tensors wrap by themselves."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def _mix64(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import secrets
 from collections.abc import Sequence
@@ -214,8 +215,11 @@ def _resolve_policy(params: GenerationParams, info: ModelInfo) -> Policy:
             f"{name} commits by its step budget alone, got {gate}={gates[gate]!r}",
             gate,
         )
-    values = {field: getattr(preset, field) for field in preset.__slots__}
-    return Policy(**{**values, **gates})
+    if preset.timed and params.steps is None:
+        # Without a budget time is continuous: no two positions are hit in the same step, and
+        # the hitting times only order them (the first-hitting sampler, arXiv 2409.02908).
+        return dataclasses.replace(preset, timed=False)
+    return dataclasses.replace(preset, **gates)
 
 
 def _plan_blocks(prompt_length: int, params: GenerationParams, info: ModelInfo) -> BlockPlan:

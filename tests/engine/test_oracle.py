@@ -1,0 +1,128 @@
+"""Samplers against a denoiser that knows the exact posterior (arXiv 2602.19619, HMM oracle).
+
+The model is a Markov chain, so the law of a correct sampler is known in full: its n-grams must
+be within sampling noise of the chain's and its likelihood within its standard error.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from toy_models import MarkovModel, markov_chain, toy_engine
+
+from diffusiongpt.engine.params import GenerationParams
+
+NUM_CHAINS, LENGTH = 1500, 32
+
+
+@cache
+def chain() -> MarkovModel:
+    return MarkovModel(markov_chain(), context_length=LENGTH)
+
+
+@cache
+def truth() -> Tensor:
+    return chain().sample(NUM_CHAINS, LENGTH, torch.Generator().manual_seed(1))
+
+
+def sampled(**fields: object) -> tuple[Tensor, float]:
+    """Completions of an empty prompt (N, L), and the mean number of forwards."""
+    engine = toy_engine(chain(), num_slots=512, token_budget=512 * LENGTH, max_waiting=NUM_CHAINS)
+    params = GenerationParams(max_tokens=LENGTH, temperature=1.0, seed=0, **fields)  # type: ignore[arg-type]
+    completions = engine.generate([[] for _ in range(NUM_CHAINS)], params)
+    nfe = sum(completion.usage.nfe for completion in completions) / NUM_CHAINS
+    return torch.tensor([completion.token_ids for completion in completions]), nfe
+
+
+def bigrams(chains: Tensor) -> Tensor:
+    states = chain().vocab_size - 1
+    counts = torch.bincount((chains[:, :-1] * states + chains[:, 1:]).flatten(), minlength=states**2)
+    return counts / counts.sum()
+
+
+def total_variation(chains: Tensor) -> float:
+    """Distance of the bigram frequencies from the chain's own."""
+    model = chain()
+    exact = (model.stationary[:, None] * model.transition).flatten()
+    return 0.5 * (bigrams(chains) - exact).abs().sum().item()
+
+
+def likelihood_gap(chains: Tensor) -> float:
+    """Difference of the mean NLL from the entropy rate's estimate, in standard errors."""
+    ours, real = (chain().negative_log_likelihood(each) for each in (chains, truth()))
+    error = math.sqrt((ours.var() + real.var()).item() / NUM_CHAINS)
+    return (ours.mean() - real.mean()).item() / error
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"policy": "ancestral"},
+        {"policy": "random"},
+        {"policy": "confidence"},
+        {"policy": "margin"},
+        {"policy": "entropy"},
+        {"policy": "confidence", "block_length": 8},
+        {"policy": "threshold", "threshold": 1.0},
+        {"policy": "entropy_bound", "entropy_bound": 0.0},
+    ],
+    ids=lambda fields: "-".join(str(value) for value in fields.values()),
+)
+def test_one_token_a_step_draws_from_the_chain_itself(fields: dict[str, object]):
+    chains, nfe = sampled(**fields)
+    assert nfe == LENGTH or "bound" in str(fields)
+    floor = total_variation(truth())
+    assert total_variation(chains) < 1.5 * floor
+    assert abs(likelihood_gap(chains)) < 4.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "max_nfe", "max_excess"),
+    [
+        # Bounds are regressions: parallel commits cost likelihood, in nats per token.
+        ({"policy": "entropy_bound", "entropy_bound": 0.3}, 20.0, 0.06),
+        ({"policy": "entropy_bound", "entropy_bound": 1.0, "gap": 3}, 16.0, 0.06),
+        ({"policy": "threshold", "threshold": 0.9}, 29.0, 0.08),
+        ({"policy": "random", "steps": 8, "gap": 4}, 9.0, 0.12),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_parallel_commits_stay_within_their_bound(
+    fields: dict[str, object], max_nfe: float, max_excess: float
+):
+    chains, nfe = sampled(**fields)
+    assert nfe <= max_nfe
+    excess = (
+        chain().negative_log_likelihood(chains).mean()
+        - chain().negative_log_likelihood(truth()).mean()
+    )
+    assert excess.item() < max_excess
+
+
+def plain_ancestral(steps: int, generator: torch.Generator) -> Tensor:
+    """MDLM's ancestral sampler as published: a coin for every masked position in every step."""
+    model = chain()
+    ids = torch.full((NUM_CHAINS, LENGTH), model.mask_token_id)
+    for step in range(steps):
+        probability = model.posterior(ids).softmax(dim=-1)
+        drawn = torch.multinomial(probability.flatten(0, 1), 1, generator=generator).view_as(ids)
+        coin = torch.rand(ids.shape, generator=generator) < 1.0 / (steps - step)
+        ids = torch.where((ids == model.mask_token_id) & coin, drawn, ids)
+    return ids
+
+
+def test_hitting_times_drawn_ahead_have_the_law_of_the_coin_tosses():
+    steps = 8
+    ours, nfe = sampled(policy="ancestral", steps=steps)
+    theirs = plain_ancestral(steps, torch.Generator().manual_seed(3))
+    mean = {
+        name: chain().negative_log_likelihood(chains)
+        for name, chains in (("ours", ours), ("theirs", theirs))
+    }
+    error = math.sqrt((mean["ours"].var() + mean["theirs"].var()).item() / NUM_CHAINS)
+    assert abs((mean["ours"].mean() - mean["theirs"].mean()).item()) < 4 * error
+    assert nfe <= steps * (1 - (1 - 1 / steps) ** LENGTH) + 0.05
