@@ -99,18 +99,20 @@ class Tokenizer:
         # Imported here: transformers takes seconds, and plain prompts need none of it.
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        names: dict[str, Any] = dict(self._template_names)
         try:
-            rendered, _ = render_jinja_template(
+            # Annotated as text, in truth (one text per conversation, spans of the assistant).
+            rendered: Any = render_jinja_template(
                 conversations=[messages],
                 chat_template=self._chat_template,
                 add_generation_prompt=True,
-                **self._template_names,
+                **names,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise InvalidRequest(
                 f"the chat template refuses the messages: {error}", "prompt"
             ) from error
-        text: str = rendered[0]
+        text: str = rendered[0][0]
         return text
 
     def _unused_character(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -232,8 +234,7 @@ def _build(
     tokens = layout.get("added_tokens") or []
     try:
         marked = [
-            {**token, "special": token["special"] or token["id"] in special_ids}
-            for token in tokens
+            {**token, "special": token["special"] or token["id"] in special_ids} for token in tokens
         ]
         return tokenizers.Tokenizer.from_str(json.dumps({**layout, "added_tokens": marked}))
     except Exception as error:  # the library raises bare Exception for every kind of damage

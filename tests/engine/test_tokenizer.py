@@ -142,7 +142,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
 def test_a_tokenizer_that_is_not_byte_level_is_refused(folder, tmp_path):
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
     other = edit(folder, tmp_path, "tokenizer.json", decoder=metaspace)
-    with pytest.raises(LoadError, match="must have a ByteLevel decoder .* got Metaspace"):
+    with pytest.raises(LoadError, match=r"must have a ByteLevel decoder .* got Metaspace"):
         load(other)
 
 
