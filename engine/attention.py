@@ -129,7 +129,7 @@ def _spans(plan: AttentionPlan) -> Iterator[tuple[int, int, int]]:
 
 def _by_segment(heads: Tensor, length: int) -> Tensor:
     """(H, n * L, D) to (n, H, L, D), without a copy."""
-    return heads.unflatten(1, (-1, length)).transpose(0, 1)
+    return heads.view(heads.shape[0], -1, length, heads.shape[2]).transpose(0, 1)
 
 
 def _mask(

@@ -22,6 +22,7 @@ from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.loader import LoadedModel, load_model
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.engine.randomness import wrap_64
 from diffusiongpt.engine.request import Request, prepare_request
 from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
@@ -211,18 +212,17 @@ class Engine:
 
         Args:
             prompts: one prompt or several; a prompt is text or token ids.
-            params: for all of them; prompt i of several draws with its own stream of a seed.
+            params: for all of them; prompt i draws with the seed plus i.
 
         Raises:
             EngineFailure: a tick failed.
         """
+        params = params or GenerationParams()
+        batch = _as_prompts(prompts)
+        seeds = _seeds(params.seed, len(batch))
         requests = [
-            self.prepare(prompt, params.replace(seed=seed) if params else None)
-            for prompt, seed in zip(
-                batch := _as_prompts(prompts),
-                _seeds(params, len(batch)),
-                strict=True,
-            )
+            self.prepare(prompt, params.replace(seed=seed))
+            for prompt, seed in zip(batch, seeds, strict=True)
         ]
         collected: dict[str, list[Frame]] = {request.request_id: [] for request in requests}
         backlog = list(reversed(requests))
@@ -269,7 +269,7 @@ class Engine:
             params.max_tokens,
             stop=params.stop,
             watch=params.watch,
-            stop_token_ids=() if params.ignore_eos else self._stop_ids,
+            end_token_ids=() if params.ignore_eos else self._stop_ids,
         )
 
     def _denoise(
@@ -455,10 +455,10 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _seeds(params: GenerationParams | None, count: int) -> list[int | None]:
-    if params is None or params.seed is None:
+def _seeds(seed: int | None, count: int) -> list[int | None]:
+    if seed is None:
         return [None] * count
-    return [(params.seed + index + 2**63) % 2**64 - 2**63 for index in range(count)]
+    return [wrap_64(seed + index) for index in range(count)]
 
 
 def _complete(frames: Sequence[Frame]) -> Completion:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -65,6 +65,7 @@ class LoadedModel:
         folder: Path,
     ) -> None:
         self._network = network
+        self._head = _output_head(network)
         self.family = family
         self.name = name
         self.folder = folder
@@ -94,9 +95,7 @@ class LoadedModel:
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (R, V) in float32 of hidden states (R, H)."""
-        if isinstance(self._network, ModernBertForMaskedLM):
-            hidden = self._network.head(hidden)
-        logits: Tensor = self._network.get_output_embeddings()(hidden)
+        logits: Tensor = self._head(hidden)
         return logits.float()
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -159,6 +158,13 @@ def load_model(
     return loaded
 
 
+def _output_head(network: PreTrainedModel) -> nn.Module:
+    """From the last hidden states to logits; ModernBERT's has a layer before the decoder."""
+    if isinstance(network, ModernBertForMaskedLM):
+        return nn.Sequential(network.head, network.decoder)
+    return network.get_submodule("lm_head")
+
+
 def _find_device(device: str) -> torch.device:
     try:
         target = torch.device(device)
@@ -182,21 +188,24 @@ def _choose_dtype(dtype: DTypeName, device: torch.device) -> torch.dtype:
 
 
 def _native_config(spec: FamilySpec, raw: Mapping[str, Any], folder: Path) -> PreTrainedConfig:
-    native: type[PreTrainedModel] = getattr(transformers, spec.native)
+    native: Any = getattr(transformers, spec.native)
     fields = {spec.config.get(key, key): value for key, value in raw.items() if key != "auto_map"}
     # A target of a renamed field that the source config also has under its own name is stale.
     fields |= {spec.config[key]: raw[key] for key in spec.config if key in raw}
     fields.pop("model_type", None)
     try:
         config: PreTrainedConfig = native.config_class.from_dict(fields)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise LoadError(
-            f"{folder / 'config.json'} does not describe a {spec.native}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
+    except Exception as error:
+        raise _bad_config(spec, folder, error) from error
     config.architectures = [spec.native]
     config._attn_implementation = PACKED_ATTENTION
     return config
+
+
+def _bad_config(spec: FamilySpec, folder: Path, error: Exception) -> LoadError:
+    """Whatever transformers raises on a config.json (its classes do not say what) is its fault."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return LoadError(f"{folder / 'config.json'} does not describe a {spec.native}: {reason}")
 
 
 def _find_tokens(
@@ -215,14 +224,18 @@ def _find_tokens(
     stop = spec.stop_token_ids
     if stop is None:
         stop = _default_stop(spec, raw, folder)
-    never_emit = tuple(sorted({mask, *spec.never_emit_token_ids}))
-    for role, ids in (("mask", [mask]), ("stop", stop), ("never_emit", never_emit)):
+    for role, ids in (
+        ("mask", (mask,)),
+        ("stop", stop),
+        ("never_emit", spec.never_emit_token_ids),
+    ):
         for token_id in ids:
             if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
                 raise LoadError(
                     f"the {role} token id of {folder} must be in 0..{vocab_size - 1}, "
                     f"got {token_id!r}"
                 )
+    never_emit = tuple(sorted({mask, *spec.never_emit_token_ids}))
     return TokenIds(mask=mask, stop=stop, never_emit=never_emit)
 
 
@@ -247,8 +260,11 @@ def _build(
     so the buffers that are no weights (the rotary frequencies) are computed and not lost.
     """
     native: type[PreTrainedModel] = getattr(transformers, spec.native)
-    with no_init_weights():
-        network = native(config)
+    try:
+        with no_init_weights():
+            network = native(config)
+    except Exception as error:
+        raise _bad_config(spec, folder, error) from error
     weights = _rename(read_weights(folder), spec)
     _check_weights(weights, network, folder)
     # A copy, because the tensors are a view of the file, which may be written again.
@@ -256,8 +272,8 @@ def _build(
     network.load_state_dict(own, strict=False, assign=True)
     network.tie_weights()
     network.requires_grad_(False)
-    network.eval()
-    network.to(device)
+    network.train(mode=False)
+    nn.Module.to(network, device)  # PreTrainedModel.to has no types
     return network
 
 
@@ -308,8 +324,8 @@ def _check_for_leaks(model: LoadedModel) -> None:
         _check_block_causal(model)
         return
     ahead = _first_out_of_window(model)
-    length = min(model.context_length, max(2 * ahead, ahead + 8))
-    if length > ahead and not _moves(model, length, changed=slice(ahead, length)):
+    length = min(model.context_length, 2 * ahead + 8)
+    if not _moves(model, length, changed=slice(ahead, length)):
         raise LoadError(
             f"{model.name} was loaded as bidirectional, but its first logits do not change "
             f"with the tokens at {ahead}..{length - 1}"
@@ -319,7 +335,7 @@ def _check_for_leaks(model: LoadedModel) -> None:
 def _check_block_causal(model: LoadedModel) -> None:
     block_length = model.block_length or 1
     length = min(model.context_length, 2 * block_length)
-    if length > block_length and _moves(model, length, changed=slice(block_length, length)):
+    if _moves(model, length, changed=slice(block_length, length)):
         raise LoadError(
             f"{model.name} was loaded as block-causal, but its first block of {block_length} "
             f"tokens changes with the next one"
@@ -333,10 +349,11 @@ def _check_block_causal(model: LoadedModel) -> None:
 
 
 def _first_out_of_window(model: LoadedModel) -> int:
-    """The first position that position 0 sees in global layers only, where there are some."""
+    """The first position that position 0 sees in global layers only; 1 without both kinds."""
     config = model._network.config
     kinds = set(config.to_dict().get("layer_types") or ())
-    return config.sliding_window + 1 if len(kinds) > 1 else 1
+    beyond: int = config.sliding_window + 1 if len(kinds) > 1 else 1
+    return beyond if beyond < model.context_length else 1
 
 
 def _moves(model: LoadedModel, length: int, changed: slice) -> bool:
@@ -344,4 +361,9 @@ def _moves(model: LoadedModel, length: int, changed: slice) -> bool:
     ids = torch.full((length,), model.mask_token_id)
     others = ids.clone()
     others[changed] = torch.arange(length)[changed] * 7 % model.vocab_size
-    return not torch.equal(model.logits(ids.tolist())[0], model.logits(others.tolist())[0])
+    before, after = (model.logits(each.tolist())[0] for each in (ids, others))
+    if not (before.isfinite().all() and after.isfinite().all()):
+        raise LoadError(
+            f"{model.name} gives logits that are not finite, so its weights are damaged"
+        )
+    return not torch.equal(before, after)

@@ -44,9 +44,9 @@ def counter_keys(
     Returns:
         int64 of the broadcast shape.
     """
-    key = _mix64(seed + _wrap(_GOLDEN * int(purpose)))
+    key = _mix64(seed + wrap_64(_GOLDEN * int(purpose)))
     key = _mix64(key ^ (position * _GOLDEN))
-    turn = _wrap((visit + 1) * _MIX_A) if isinstance(visit, int) else (visit + 1) * _MIX_A
+    turn = wrap_64((visit + 1) * _MIX_A) if isinstance(visit, int) else (visit + 1) * _MIX_A
     return _mix64(key + turn)
 
 
@@ -77,7 +77,7 @@ def gumbel(keys: Tensor, num_lanes: int) -> Tensor:
     return u.clamp_(max=_ALMOST_ONE).neg_().log1p_().neg_().log_().neg_()
 
 
-def _wrap(value: int) -> int:
+def wrap_64(value: int) -> int:
     """The value as a signed 64-bit integer, as tensors wrap by themselves."""
     return (value + 2**63) % 2**64 - 2**63
 

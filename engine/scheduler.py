@@ -56,7 +56,9 @@ class Running:
         start, stop = self.request.blocks.window(self.block_end)
         return Window(self.slot, start, stop)
 
-    def fill(self, positions: Sequence[int], token_ids: Sequence[int], stop_ids: frozenset[int]) -> None:
+    def fill(
+        self, positions: Sequence[int], token_ids: Sequence[int], stop_ids: frozenset[int]
+    ) -> None:
         """Note the committed positions (of the completion) and their tokens."""
         for position, token_id in zip(positions, token_ids, strict=True):
             self.filled[position] = 1
@@ -168,7 +170,9 @@ class Scheduler:
         return None
 
 
-def share_of_steps(*, steps_left: int, block_tokens: int, tokens_left: int, blocks_after: int) -> int:
+def share_of_steps(
+    *, steps_left: int, block_tokens: int, tokens_left: int, blocks_after: int
+) -> int:
     """A block's share of the step budget, by its tokens: at least one step, at most one a token,
     and one left for every block after it."""
     share = (2 * steps_left * block_tokens + tokens_left) // (2 * tokens_left)

@@ -147,13 +147,13 @@ def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def markov_chain(states: int = 12, concentration: float = 0.1, seed: int = 0) -> Tensor:
-    """A random transition matrix (K, K) with few likely successors, mixed so that none is 0."""
+def markov_chain(states: int = 12, seed: int = 0) -> Tensor:
+    """A random transition matrix (K, K): some states have one likely successor, some many, and
+    no transition is impossible."""
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.rand(states, states, generator=generator, dtype=torch.double) ** (
-        1.0 / concentration
-    )
-    return 0.98 * _normalised(weights) + 0.02 / states
+    uniform = torch.rand(states, states, generator=generator, dtype=torch.double)
+    sharpness = torch.logspace(0.3, 2.3, states, dtype=torch.double)[:, None]
+    return 0.98 * _normalised(uniform**sharpness) + 0.02 / states
 
 
 def toy_engine(model: ToyModel, **settings: Any) -> Engine:
