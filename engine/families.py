@@ -1,8 +1,8 @@
 """What a diffusion language model is beyond its architecture, as data. Torch-free.
 
-A checkpoint's family is found in this order: the family that the caller names, the
-`architectures` table below. A `diffusion` section in config.json, which our trainer writes,
-describes the folder itself and wins over the table field by field:
+A checkpoint's family is the one that the caller names, or else what the table below says of
+the `architectures` in its config.json. A `diffusion` section there, which our trainer writes,
+is the folder's word about itself and wins over the table field by field:
 
     "diffusion": {"version": 1, "mask_token_id": 4, "attention": "block_causal",
                   "block_length": 32, "logit_shift": false, "stop_token_ids": [2],
@@ -25,6 +25,9 @@ from diffusiongpt.engine.info import AttentionKind
 from diffusiongpt.engine.params import GenerationParams
 
 SECTION_VERSION = 1
+
+# Fields of GenerationParams that only a request can know.
+_PER_REQUEST = {"seed", "stop", "watch"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +142,7 @@ _SPECS = (
 
 FAMILIES: Mapping[str, FamilySpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 _BY_ARCHITECTURE = {name: spec for spec in _SPECS for name in spec.architectures}
-# A masked language model without a section is served as it is; these need the section, because
-# without it they are causal.
+# Without a section these are causal language models.
 _NEED_SECTION = {
     name: FamilySpec(name=family, architectures=(name,), native=name)
     for name, family in (
@@ -242,7 +244,7 @@ def _read_section(section: Any, where: str) -> dict[str, Any]:
 
 
 def _check_sampler(sampler: Mapping[str, Any], where: str) -> None:
-    known = {each.name for each in dataclasses.fields(GenerationParams)}
+    known = {each.name for each in dataclasses.fields(GenerationParams)} - _PER_REQUEST
     for name in sampler:
         if name not in known:
             raise LoadError(

@@ -323,8 +323,8 @@ def _check_for_leaks(model: LoadedModel) -> None:
     if model.attention == "block_causal":
         _check_block_causal(model)
         return
-    ahead = _first_out_of_window(model)
-    length = min(model.context_length, 2 * ahead + 8)
+    length = min(model.context_length, 2 * _first_out_of_window(model) + 8)
+    ahead = max(length // 2, _first_out_of_window(model))
     if not _moves(model, length, changed=slice(ahead, length)):
         raise LoadError(
             f"{model.name} was loaded as bidirectional, but its first logits do not change "
