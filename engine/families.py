@@ -48,6 +48,7 @@ class FamilySpec:
         sampler: defaults, as fields of `GenerationParams`.
         rename: (pattern, replacement) regular expressions from the checkpoint's weight names
             to the native class's, each applied to every name in this order.
+        is_mixture: the checkpoint has fused projections and its experts one by one.
         config: source name to native name of config fields.
         chat_template: replaces the tokenizer's.
     """
@@ -65,6 +66,7 @@ class FamilySpec:
     never_emit_token_ids: tuple[int, ...] = ()
     sampler: Mapping[str, Any] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
+    is_mixture: bool = False
     config: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
 
@@ -94,6 +96,17 @@ _LLADA_CONFIG = MappingProxyType(
         "weight_tying": "tie_word_embeddings",
         "include_qkv_bias": "attention_bias",
     }
+)
+_LLADA2_NAMES = (
+    (r"^model\.word_embeddings\.", "model.embed_tokens."),
+    (r"\.attention\.query_key_value\.", ".self_attn.qkv_proj."),
+    (r"\.attention\.dense\.", ".self_attn.o_proj."),
+    (r"\.attention\.query_layernorm\.", ".self_attn.q_norm."),
+    (r"\.attention\.key_layernorm\.", ".self_attn.k_norm."),
+    (r"\.mlp\.gate\.expert_bias$", ".mlp.gate.e_score_correction_bias"),
+)
+_LLADA2_CONFIG = MappingProxyType(
+    {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}
 )
 
 _SPECS = (
@@ -137,6 +150,19 @@ _SPECS = (
         rename=_LLADA_NAMES,
         config=_LLADA_CONFIG,
         sampler=MappingProxyType({"policy": "confidence", "temperature": 0.0}),
+    ),
+    FamilySpec(
+        name="llada2",
+        architectures=("LLaDA2MoeModelLM",),
+        native="Glm4MoeForCausalLM",
+        attention="block_causal",
+        block_length=32,
+        mask_token="<|mask|>",
+        stop=("<|endoftext|>", "<|role_end|>"),
+        rename=_LLADA2_NAMES,
+        is_mixture=True,
+        config=_LLADA2_CONFIG,
+        sampler=MappingProxyType({"policy": "threshold", "threshold": 0.95, "temperature": 0.0}),
     ),
 )
 

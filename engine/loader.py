@@ -6,19 +6,17 @@ exactly, and a leak check shows that its attention is what the family says.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import ModernBertForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from diffusiongpt.engine.attention import PACKED_ATTENTION, AttentionPlan
+from diffusiongpt.engine.attention import PACKED_ATTENTION
 from diffusiongpt.engine.checkpoint import (
     find_folder,
     find_token_id,
@@ -26,102 +24,17 @@ from diffusiongpt.engine.checkpoint import (
     read_weights,
     some,
 )
-from diffusiongpt.engine.errors import InvalidRequest, LoadError
+from diffusiongpt.engine.conversion import convert_weights
+from diffusiongpt.engine.errors import LoadError
 from diffusiongpt.engine.families import FamilySpec, detect_family
-from diffusiongpt.engine.info import AttentionKind
+from diffusiongpt.engine.leak_check import check_for_leaks
+from diffusiongpt.engine.model import LoadedModel, TokenIds
+
+__all__ = ["DTypeName", "LoadedModel", "load_model"]
 
 DTypeName = Literal["auto", "bfloat16", "float32"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenIds:
-    """Token ids with a role, all of them inside the vocabulary; `never_emit` holds the mask."""
-
-    mask: int
-    stop: tuple[int, ...]
-    never_emit: tuple[int, ...]
-
-
-class LoadedModel:
-    """A network in eval mode with the facts that denoising needs.
-
-    Attributes:
-        name: public id. folder: where it came from. family: its FamilySpec.
-        attention, block_length, logit_shift, sampler, chat_template: as in FamilySpec.
-        mask_token_id, stop_token_ids, never_emit_token_ids: the last one holds the mask.
-        context_length: positions the model was trained for. vocab_size: V, rows of the embedding.
-        num_parameters: tied ones once. dtype, device: of the weights.
-    """
-
-    def __init__(
-        self,
-        network: PreTrainedModel,
-        family: FamilySpec,
-        tokens: TokenIds,
-        *,
-        name: str,
-        folder: Path,
-    ) -> None:
-        self._network = network
-        self._head = _output_head(network)
-        self.family = family
-        self.name = name
-        self.folder = folder
-        self.mask_token_id = tokens.mask
-        self.stop_token_ids = tokens.stop
-        self.never_emit_token_ids = tokens.never_emit
-        self.attention: AttentionKind = family.attention
-        self.block_length = family.block_length
-        self.logit_shift = family.logit_shift
-        self.sampler: Mapping[str, Any] = family.sampler
-        self.chat_template = family.chat_template
-        self.context_length: int = network.config.max_position_embeddings
-        self.vocab_size: int = network.config.vocab_size
-        self.num_parameters = sum(each.numel() for each in network.parameters())
-        self.dtype: torch.dtype = network.dtype
-        self.device: torch.device = network.device
-
-    @torch.no_grad()
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """Hidden states (T, H) of packed token ids (1, T) at positions (1, T)."""
-        output = self._network.base_model(
-            input_ids=ids, position_ids=position_ids, use_cache=False, attention_plan=plan
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden[0]
-
-    @torch.no_grad()
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (R, V) in float32 of hidden states (R, H)."""
-        logits: Tensor = self._head(hidden)
-        return logits.float()
-
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
-        """Logits (T, V) in float32 of one canvas, before any shift or ban.
-
-        A block-causal model sees the canvas in one pass under its block mask.
-
-        Raises:
-            InvalidRequest: no ids, or an id outside the vocabulary.
-        """
-        ids = torch.as_tensor(token_ids, dtype=torch.long, device=self.device)
-        if ids.ndim != 1 or not len(ids):
-            raise InvalidRequest(f"token_ids must be a list of ids, got shape {tuple(ids.shape)}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise InvalidRequest(
-                f"token_ids must be in 0..{self.vocab_size - 1}, got {wrong}", "prompt"
-            )
-        positions = torch.arange(len(ids), device=self.device)
-        return self.head(self.backbone(ids[None], positions[None], self.plan(len(ids))))
-
-    def plan(self, *lengths: int) -> AttentionPlan:
-        """The plan of segments that all start at position 0 and see what the family sees."""
-        block_length = self.block_length if self.attention == "block_causal" else None
-        return AttentionPlan(lengths=lengths, block_length=block_length)
 
 
 def load_model(
@@ -154,15 +67,8 @@ def load_model(
     is_folder = Path(model).expanduser().is_dir()
     public_name = name or (folder.resolve().name if is_folder else str(model))
     loaded = LoadedModel(network, spec, tokens, name=public_name, folder=folder)
-    _check_for_leaks(loaded)
+    check_for_leaks(loaded)
     return loaded
-
-
-def _output_head(network: PreTrainedModel) -> nn.Module:
-    """From the last hidden states to logits; ModernBERT's has a layer before the decoder."""
-    if isinstance(network, ModernBertForMaskedLM):
-        return nn.Sequential(network.head, network.decoder)
-    return network.get_submodule("lm_head")
 
 
 def _find_device(device: str) -> torch.device:
@@ -265,29 +171,20 @@ def _build(
             network = native(config)
     except Exception as error:
         raise _bad_config(spec, folder, error) from error
-    weights = _rename(read_weights(folder), spec)
+    weights = convert_weights(read_weights(folder), spec, config)
     _check_weights(weights, network, folder)
     # A copy, because the tensors are a view of the file, which may be written again.
-    own = {key: _own(value, dtype) for key, value in weights.items()}
+    parameters = {key for key, _ in network.named_parameters(remove_duplicate=False)}
+    own = {
+        key: value.to(dtype=dtype if key in parameters else value.dtype, copy=True)
+        for key, value in weights.items()
+    }
     network.load_state_dict(own, strict=False, assign=True)
     network.tie_weights()
     network.requires_grad_(False)
     network.train(mode=False)
     nn.Module.to(network, device)  # PreTrainedModel.to has no types
     return network
-
-
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-
-
-def _rename(weights: Mapping[str, Tensor], spec: FamilySpec) -> dict[str, Tensor]:
-    renamed = {}
-    for key, tensor in weights.items():
-        for pattern, replacement in spec.rename:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = tensor
-    return renamed
 
 
 def _check_weights(weights: Mapping[str, Tensor], network: PreTrainedModel, folder: Path) -> None:
@@ -312,58 +209,3 @@ def _check_weights(weights: Mapping[str, Tensor], network: PreTrainedModel, fold
             raise LoadError(
                 f"{folder} ties its embeddings in config.json, but {copy} differs from {source}"
             )
-
-
-def _check_for_leaks(model: LoadedModel) -> None:
-    """Refuse a network whose attention is not what its family says.
-
-    What lies ahead is replaced as a whole and not in its last token only: one token among many
-    can vanish in bfloat16.
-    """
-    if model.attention == "block_causal":
-        _check_block_causal(model)
-        return
-    length = min(model.context_length, 2 * _first_out_of_window(model) + 8)
-    ahead = max(length // 2, _first_out_of_window(model))
-    if not _moves(model, length, changed=slice(ahead, length)):
-        raise LoadError(
-            f"{model.name} was loaded as bidirectional, but its first logits do not change "
-            f"with the tokens at {ahead}..{length - 1}"
-        )
-
-
-def _check_block_causal(model: LoadedModel) -> None:
-    block_length = model.block_length or 1
-    length = min(model.context_length, 2 * block_length)
-    if _moves(model, length, changed=slice(block_length, length)):
-        raise LoadError(
-            f"{model.name} was loaded as block-causal, but its first block of {block_length} "
-            f"tokens changes with the next one"
-        )
-    first = min(length, block_length)
-    if first > 1 and not _moves(model, first, changed=slice(1, first)):
-        raise LoadError(
-            f"{model.name} was loaded as block-causal, but its first logits do not change "
-            f"with the rest of the block of {block_length} tokens"
-        )
-
-
-def _first_out_of_window(model: LoadedModel) -> int:
-    """The first position that position 0 sees in global layers only; 1 without both kinds."""
-    config = model._network.config
-    kinds = set(config.to_dict().get("layer_types") or ())
-    beyond: int = config.sliding_window + 1 if len(kinds) > 1 else 1
-    return beyond if beyond < model.context_length else 1
-
-
-def _moves(model: LoadedModel, length: int, changed: slice) -> bool:
-    """Whether the logits at position 0 move with the tokens in `changed`."""
-    ids = torch.full((length,), model.mask_token_id)
-    others = ids.clone()
-    others[changed] = torch.arange(length)[changed] * 7 % model.vocab_size
-    before, after = (model.logits(each.tolist())[0] for each in (ids, others))
-    if not (before.isfinite().all() and after.isfinite().all()):
-        raise LoadError(
-            f"{model.name} gives logits that are not finite, so its weights are damaged"
-        )
-    return not torch.equal(before, after)

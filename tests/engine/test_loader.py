@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import ModernBertForMaskedLM
 
 from diffusiongpt.engine import loader
+from diffusiongpt.engine.attention import AttentionPlan
 from diffusiongpt.engine.checkpoint import find_token_id
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.loader import load_model
@@ -364,7 +365,7 @@ def test_attention_that_is_not_the_familys_is_refused(
     monkeypatch.setattr(
         loader.LoadedModel,
         "plan",
-        lambda _, *lengths: loader.AttentionPlan(lengths=lengths, block_length=written),
+        lambda _, *lengths: AttentionPlan(lengths=lengths, block_length=written),
     )
     refuse(folder, sentence)
 
@@ -388,6 +389,7 @@ def test_logits_of_ids_that_are_no_tokens_are_refused(
         ("dream", "bidir", None),
         ("llada", "bidir", None),
         ("sdar", "blockcausal8", None),
+        ("llada2", "blockcausal8", 8),
     ],
 )
 def test_golden_checkpoints_give_the_authors_logits(

@@ -1,0 +1,115 @@
+"""A model that is ready to denoise: packed tokens in, hidden states and logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ModernBertForMaskedLM, PreTrainedModel
+
+from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.errors import InvalidRequest
+from diffusiongpt.engine.families import FamilySpec
+from diffusiongpt.engine.info import AttentionKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIds:
+    """Token ids with a role, all of them inside the vocabulary; `never_emit` holds the mask."""
+
+    mask: int
+    stop: tuple[int, ...]
+    never_emit: tuple[int, ...]
+
+
+class LoadedModel:
+    """A network in eval mode with the facts that denoising needs.
+
+    Attributes:
+        config: of the class that transformers ships.
+        name: public id. folder: where it came from. family: its FamilySpec.
+        attention, block_length, logit_shift, sampler, chat_template: as in FamilySpec.
+        mask_token_id, stop_token_ids, never_emit_token_ids: the last one holds the mask.
+        context_length: positions the model was trained for. vocab_size: V, rows of the embedding.
+        num_parameters: tied ones once. dtype, device: of the weights.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        family: FamilySpec,
+        tokens: TokenIds,
+        *,
+        name: str,
+        folder: Path,
+    ) -> None:
+        self.config = network.config
+        self._network = network
+        self._head = _output_head(network)
+        self.family = family
+        self.name = name
+        self.folder = folder
+        self.mask_token_id = tokens.mask
+        self.stop_token_ids = tokens.stop
+        self.never_emit_token_ids = tokens.never_emit
+        self.attention: AttentionKind = family.attention
+        self.block_length = family.block_length
+        self.logit_shift = family.logit_shift
+        self.sampler: Mapping[str, Any] = family.sampler
+        self.chat_template = family.chat_template
+        self.context_length: int = network.config.max_position_embeddings
+        self.vocab_size: int = network.config.vocab_size
+        self.num_parameters = sum(each.numel() for each in network.parameters())
+        self.dtype: torch.dtype = network.dtype
+        self.device: torch.device = network.device
+
+    @torch.no_grad()
+    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        """Hidden states (T, H) of packed token ids (1, T) at positions (1, T)."""
+        output = self._network.base_model(
+            input_ids=ids, position_ids=position_ids, use_cache=False, attention_plan=plan
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden[0]
+
+    @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (R, V) in float32 of hidden states (R, H)."""
+        logits: Tensor = self._head(hidden)
+        return logits.float()
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Logits (T, V) in float32 of one canvas, before any shift or ban.
+
+        A block-causal model sees the canvas in one pass under its block mask.
+
+        Raises:
+            InvalidRequest: no ids, or an id outside the vocabulary.
+        """
+        ids = torch.as_tensor(token_ids, dtype=torch.long, device=self.device)
+        if ids.ndim != 1 or not len(ids):
+            raise InvalidRequest(f"token_ids must be a list of ids, got shape {tuple(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise InvalidRequest(
+                f"token_ids must be in 0..{self.vocab_size - 1}, got {wrong}", "prompt"
+            )
+        positions = torch.arange(len(ids), device=self.device)
+        return self.head(self.backbone(ids[None], positions[None], self.plan(len(ids))))
+
+    def plan(self, *lengths: int) -> AttentionPlan:
+        """The plan of segments that all start at position 0 and see what the family sees."""
+        block_length = self.block_length if self.attention == "block_causal" else None
+        return AttentionPlan(lengths=lengths, block_length=block_length)
+
+
+def _output_head(network: PreTrainedModel) -> nn.Module:
+    """From the last hidden states to logits; ModernBERT's has a layer before the decoder."""
+    if isinstance(network, ModernBertForMaskedLM):
+        return nn.Sequential(network.head, network.decoder)
+    return network.get_submodule("lm_head")
