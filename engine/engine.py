@@ -315,17 +315,17 @@ class Engine:
     ) -> Frame | None:
         """Take note of a request's commits; its frame, or None when nobody needs one."""
         running.fill(positions, token_ids, self._stop_ids)
-        update = TextUpdate()
+        update = TextUpdate(settled=running.settled)
         if running.text is not None:
             update = running.text.commit(zip(positions, token_ids, confidences, strict=True))
         reason = self._finish_reason(running, update)
-        tokens = tuple(zip(positions, token_ids, strict=True))
+        running.unsent += zip(positions, token_ids, strict=True)
         if reason is not None:
-            return self._finish(running, reason, tokens, update)
-        frame = _frame(running, tokens=tokens, update=update)
-        self._scheduler.advance(running)
+            return self._finish(running, reason, update)
         watched = running.request.params.watch or running.text is None
-        return frame if watched or frame.content else None
+        frame = _frame(running, update=update) if watched or update.content else None
+        self._scheduler.advance(running)
+        return frame
 
     def _finish_reason(self, running: Running, update: TextUpdate) -> FinishReason | None:
         if update.stopped or running.has_ended:
@@ -336,14 +336,13 @@ class Engine:
         self,
         running: Running,
         reason: FinishReason,
-        tokens: tuple[tuple[int, int], ...],
         update: TextUpdate,
     ) -> Frame:
         if running.text is not None:
             end = running.settled if running.stopped_at is None else running.stopped_at
-            update = _joined(update, running.text.finish(end))
+            update = update.followed_by(running.text.finish(end))
         self._scheduler.remove(running.request.request_id)
-        return _frame(running, tokens=tokens, update=update, reason=reason)
+        return _frame(running, update=update, reason=reason)
 
     def _fail(self, batch: Sequence[Running], error: Exception) -> list[Frame]:
         """End the requests of a failed tick and free their slots."""
@@ -394,11 +393,13 @@ def _token_budget(config: EngineConfig, info: ModelInfo) -> int:
 def _frame(
     running: Running,
     *,
-    tokens: tuple[tuple[int, int], ...] = (),
     update: TextUpdate | None = None,
     reason: FinishReason | None = None,
 ) -> Frame:
-    update = update or TextUpdate()
+    if update is None:
+        update = TextUpdate(settled=running.settled)
+    tokens = tuple(running.unsent)
+    running.unsent.clear()
     return Frame(
         request_id=running.request.request_id,
         step=running.step,
@@ -411,21 +412,9 @@ def _frame(
         set=update.set,
         unset=update.unset,
         content=update.content,
-        settled=running.settled,
+        settled=update.settled,
         finish_reason=reason,
         usage=None if reason is None else running.usage(),
-    )
-
-
-def _joined(first: TextUpdate, then: TextUpdate) -> TextUpdate:
-    """Two updates of the same tick as one; what was set again counts as it stands last."""
-    changes = {change.position: change for change in (*first.set, *then.set)}
-    return TextUpdate(
-        set=tuple(changes.values()),
-        unset=(*first.unset, *then.unset),
-        content=first.content + then.content,
-        settled=then.settled,
-        stopped=first.stopped or then.stopped,
     )
 
 

@@ -65,8 +65,8 @@ class Frame:
         step: denoising steps so far. steps: planned in all.
         block: index of the block being denoised. block_length: its length.
         length: positions in the completion's canvas. masked: how many are still masked.
-        tokens: (position, token id) committed in this step; positions count from the
-            completion's start.
+        tokens: (position, token id) committed since the frame before; positions count from
+            the completion's start.
         set, unset: changes of the positions' text (empty unless the request is watched).
         content: text settled since the frame before; append-only.
         settled: number of leading positions that will not change any more.

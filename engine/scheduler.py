@@ -27,6 +27,7 @@ class Running:
         block: index of the block, block_start..block_end in canvas positions.
         masked: positions still to fill, in the completion and in the block.
         step_base: budget spent by the blocks before this one; block_step: by this one.
+        unsent: (position, token id) committed since the last frame.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class Running:
     step_base: int = 0
     num_commit_steps: int = 0
     nfe: int = 0
+    unsent: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def step(self) -> int:

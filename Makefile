@@ -1,0 +1,46 @@
+# One environment for everything; `make serve` and `make test` need nothing but python3.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install serve test check format lint typecheck bench clean
+
+install: $(VENV)/installed
+
+# torch first and by its exact version, so that no other package chooses a build for us.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools -c constraints.txt
+	$(BIN)/pip install --quiet "torch$$(sed -n 's/^torch==/==/p' constraints.txt)"
+	$(BIN)/pip install --quiet -e ".[server,training,dev]" -c constraints.txt
+	touch $@
+
+serve: install
+	$(BIN)/diffusiongpt serve $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+check: format-check lint typecheck test
+
+.PHONY: format-check
+format-check: install
+	$(BIN)/ruff format --check .
+
+lint: install
+	$(BIN)/ruff check .
+
+# Type checkers cannot follow the import hook of an editable install; a link shows them the way.
+typecheck: install
+	mkdir -p .typing && ln -sfn .. .typing/diffusiongpt
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf build .typing .mypy_cache .ruff_cache .hypothesis *.egg-info
