@@ -62,5 +62,5 @@ def test_experts_are_stacked_by_number_with_gate_above_up() -> None:
 @pytest.mark.parametrize("names", [["gate"], ["gate", "up"], ["down"]])
 def test_incomplete_experts_are_refused(names: list[str]) -> None:
     weights = {f"{EXPERTS}.0.{name}_proj.weight": torch.zeros(2, 2) for name in names}
-    with pytest.raises(LoadError, match="the experts of .* are incomplete"):
+    with pytest.raises(LoadError, match=r"the experts of .* are incomplete"):
         convert_weights(weights, MIXTURE, small_config())
