@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import LOCAL_ATTENTION, VOCAB_SIZE, write_modernbert, write_qwen3
 from torch import Tensor
 from transformers import ModernBertForMaskedLM, Qwen3ForCausalLM
 
 from diffusiongpt.engine.attention import AttentionPlan, packed_attention
 from diffusiongpt.engine.loader import LoadedModel, load_model
+
+from tiny_models import LOCAL_ATTENTION, VOCAB_SIZE, write_modernbert, write_qwen3
 
 TOLERANCE = 1e-5
 BLOCK_LENGTH = 4

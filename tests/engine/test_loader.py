@@ -11,6 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import ModernBertForMaskedLM
+
+from diffusiongpt.engine import loader
+from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.checkpoint import find_token_id
+from diffusiongpt.engine.errors import InvalidRequest, LoadError
+from diffusiongpt.engine.loader import load_model
+
 from tiny_models import (
     CONTEXT_LENGTH,
     MASK_TOKEN_ID,
@@ -20,14 +29,6 @@ from tiny_models import (
     write_modernbert,
     write_qwen3,
 )
-from torch import Tensor
-from transformers import ModernBertForMaskedLM
-
-from diffusiongpt.engine import loader
-from diffusiongpt.engine.attention import AttentionPlan
-from diffusiongpt.engine.checkpoint import find_token_id
-from diffusiongpt.engine.errors import InvalidRequest, LoadError
-from diffusiongpt.engine.loader import load_model
 
 SHARED = Path(os.environ.get("DIFFUSIONGPT_SHARED", Path(__file__).parents[3] / "shared"))
 GOLDENS = SHARED / "goldens"
