@@ -439,9 +439,10 @@ def _bare_frame(
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if all(isinstance(prompt, int) for prompt in prompts):
-        return [[int(token_id) for token_id in prompts]] if prompts else []  # type: ignore[call-overload]
-    return list(prompts)  # type: ignore[arg-type]
+    token_ids = [each for each in prompts if isinstance(each, int)]
+    if token_ids:
+        return [token_ids]
+    return [each for each in prompts if not isinstance(each, int)]
 
 
 def _seeds(seed: int | None, count: int) -> list[int | None]:

@@ -6,15 +6,16 @@ run of ranks that passes the gates, and at least as many as the step budget asks
 then draw the tokens. Ranking by the drawn token's probability instead ("sample, then choose")
 sharpens the text even with a perfect denoiser (arXiv 2510.04525).
 
-| preset        | ranks by             | commits                                         | source           |
-|---------------|----------------------|-------------------------------------------------|------------------|
-| ancestral     | hitting time         | positions whose hitting time has come; one at a time without a step budget | arXiv 2406.07524 |
-| random        | hitting time         | an equal share of the masked positions          | arXiv 2502.09992 |
-| confidence    | top probability      | an equal share                                  | arXiv 2502.09992 |
-| margin        | top-1 less top-2     | an equal share                                  | arXiv 2502.06768 |
-| entropy       | low entropy          | an equal share                                  | Dream            |
-| threshold     | top probability      | all above `threshold`, at least one             | arXiv 2505.22618 |
-| entropy_bound | low entropy          | while summed entropy less its maximum is within `entropy_bound` | arXiv 2505.24857 |
+| preset        | ranks by         | commits in a step                       | arXiv      |
+|---------------|------------------|-----------------------------------------|------------|
+| ancestral     | hitting time     | what was hit (without a budget: one)    | 2406.07524 |
+| random        | hitting time     | an equal share of the masked positions  | 2502.09992 |
+| confidence    | top probability  | an equal share                          | 2502.09992 |
+| margin        | top-1 less top-2 | an equal share                          | 2502.06768 |
+| entropy       | low entropy      | an equal share                          | 2508.15487 |
+| threshold     | top probability  | all above `threshold`, at least one     | 2505.22618 |
+| entropy_bound | low entropy      | while summed entropy, less its maximum, | 2505.24857 |
+|               |                  | is within `entropy_bound`               |            |
 
 Torch-free, so that the server and the command line can name and check policies.
 """

@@ -81,7 +81,7 @@ class Head:
 
     def statistics(self, hidden: Tensor) -> RowStatistics:
         """Statistics of each row of `hidden` (R, H)."""
-        parts = [row_statistics(self._logits(part)) for part in hidden.split(self._chunk)]
+        parts = [row_statistics(self._logits(part)) for part in torch.split(hidden, self._chunk)]
         if len(parts) == 1:
             return parts[0]
         return RowStatistics(

@@ -111,7 +111,8 @@ class Scheduler:
         """Let a request wait for a slot; raises QueueFull."""
         if len(self.waiting) >= self.max_waiting:
             raise QueueFull(
-                f"{len(self.waiting)} requests are waiting already, the most that may; try again later"
+                f"{len(self.waiting)} requests are waiting already, the most that may; "
+                "try again later"
             )
         self.waiting.append(request)
 

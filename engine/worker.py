@@ -43,6 +43,16 @@ class Generation:
         self._frames.put_nowait(frame)
 
     @property
+    def params(self) -> GenerationParams:
+        """The request's parameters, defaults filled in and the seed drawn."""
+        return self.request.params
+
+    @property
+    def num_pending(self) -> int:
+        """Frames that wait to be read."""
+        return self._frames.qsize()
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop that reads this generation."""
         return self._loop

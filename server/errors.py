@@ -1,0 +1,147 @@
+"""Errors as OpenAI's clients expect them: {"error": {message, type, param, code}}.
+
+Every refusal is one sentence. What the engine raises is translated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from diffusiongpt.engine.errors import (
+    ContextLengthExceeded,
+    EngineFailure,
+    InvalidRequest,
+    QueueFull,
+)
+from diffusiongpt.server.log import logger
+
+RETRY_AFTER_SECONDS = 2
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status and OpenAI's fields."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def envelope(self) -> dict[str, object]:
+        """The JSON body."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A 400 that names the parameter."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def unavailable(message: str) -> ApiError:
+    """A 503: not now, perhaps later."""
+    return ApiError(
+        503,
+        message,
+        type="server_error",
+        code="unavailable",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def engine_error(message: str) -> ApiError:
+    """A 500: the engine failed in the middle of an answer."""
+    return ApiError(500, message, type="server_error", code="engine_error")
+
+
+def from_engine(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
+    """What an exception of the engine means to a client.
+
+    Args:
+        names: the client's names of the engine's parameters, where they differ.
+    """
+    if isinstance(error, InvalidRequest):
+        param = (names or {}).get(error.param or "", error.param)
+        code = "context_length_exceeded" if isinstance(error, ContextLengthExceeded) else None
+        return invalid(str(error), param, code)
+    if isinstance(error, QueueFull):
+        retry = {
+            "Retry-After": str(RETRY_AFTER_SECONDS),
+            "retry-after-ms": str(RETRY_AFTER_SECONDS * 1000),
+        }
+        return ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers=retry)
+    if isinstance(error, EngineFailure):
+        return unavailable(str(error))
+    raise error
+
+
+def from_validation(error: ValidationError, prefix: str = "") -> ApiError:
+    """The first thing that pydantic found, as one sentence."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(_spell(part) for part in first["loc"]) or prefix or "the body"
+    if first["type"] == "missing":
+        return invalid(f"{path} is required", path)
+    if first["type"] == "value_error":
+        return invalid(str(first["ctx"]["error"]), path)
+    return invalid(f"{path}: {_lower_first(first['msg'])}, got {_show(first['input'])}", path)
+
+
+def _spell(part: int | str) -> str:
+    return str(part)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Let every error of every route leave as an OpenAI envelope."""
+
+    async def refuse(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return JSONResponse(error.envelope(), error.status, headers=error.headers)
+
+    async def refuse_route(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        answer = ApiError(error.status_code, str(error.detail), code=code)
+        return JSONResponse(answer.envelope(), error.status_code, headers=error.headers)
+
+    async def confess(request: Request, error: Exception) -> JSONResponse:
+        logger.exception("request failed", path=request.url.path, exc_info=error)
+        answer = ApiError(
+            500, "the server failed on this request; its log says why", type="server_error"
+        )
+        return JSONResponse(answer.envelope(), 500)
+
+    app.add_exception_handler(ApiError, refuse)
+    app.add_exception_handler(HTTPException, refuse_route)
+    app.add_exception_handler(Exception, confess)

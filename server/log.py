@@ -1,0 +1,34 @@
+"""Structured logs as JSON lines on standard error; no prompt and no answer is ever in them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, cast
+
+import structlog
+
+logger: structlog.stdlib.BoundLogger = cast(
+    "structlog.stdlib.BoundLogger", structlog.get_logger("diffusiongpt")
+)
+
+
+def configure_logging(level: str) -> None:
+    """Write log lines from `level` on, with the time and the request's id."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_number(level)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _number(level: str) -> int:
+    numbers: dict[str, Any] = logging.getLevelNamesMapping()
+    return int(numbers[level.upper()])
