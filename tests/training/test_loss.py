@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+
+from diffusiongpt.training.loss import nll_of_logits, weighted_loss
+from diffusiongpt.training.noise import corrupt
+
+
+@pytest.mark.parametrize("noise", ["exact_count", "bernoulli"])
+@pytest.mark.parametrize("time", [0.01, 0.3, 0.5, 0.9, 1.0])
+def test_the_loss_of_a_model_that_knows_nothing_is_log_vocab_at_every_t(time, noise):
+    vocabulary, banned = 50, torch.tensor([0, 3])
+    maskable = torch.ones(400, 32, dtype=torch.bool)
+    maskable[:, :5] = False
+    scores = torch.rand(400, 32, generator=torch.Generator().manual_seed(0))
+    masked, weights = corrupt(maskable, torch.full((400, 1), time), scores, noise)
+    targets = torch.randint(4, vocabulary, (400, 32))
+    hidden = torch.zeros(int(masked.sum()), 1)
+    loss = weighted_loss(
+        hidden, targets[masked], weights[masked], lambda h: h.expand(-1, vocabulary), banned
+    )
+    expected_masks = 400 * 27 * time
+    tolerance = 1e-5 if noise == "exact_count" else 4 / expected_masks**0.5
+    assert float(loss / maskable.sum()) == pytest.approx(math.log(vocabulary - 2), rel=tolerance)
+
+
+def test_banned_ids_get_no_probability():
+    logits = torch.randn(4, 6)
+    nll = nll_of_logits(logits, torch.tensor([1, 2, 4, 5]), torch.tensor([0, 3]))
+    expected = -logits[:, [1, 2, 4, 5]].log_softmax(-1)[torch.arange(4), torch.arange(4)]
+    torch.testing.assert_close(nll, expected)
+
+
+def test_chunks_change_neither_loss_nor_gradient():
+    weight = torch.randn(7, 11, requires_grad=True)
+    hidden = torch.randn(10, 7, requires_grad=True)
+    targets, weights = torch.randint(1, 11, (10,)), torch.rand(10)
+    results = []
+    for chunk in (3, 100):
+        loss = weighted_loss(
+            hidden, targets, weights, lambda h: h @ weight, torch.tensor([0]), chunk=chunk
+        )
+        results.append((loss, *torch.autograd.grad(loss, (weight, hidden))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_only_masked_positions_pass_through_the_head(make_denoiser):
+    denoiser = make_denoiser()
+    tokens = torch.randint(6, 250, (2, 32))
+    masked = torch.rand(2, 32) < 0.3
+    seen = []
+    denoiser.network.decoder.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    everything = torch.ones_like(masked)
+    denoiser(tokens, torch.ones_like(tokens), everything, masked, masked.float())
+    assert seen == [int(masked.sum())]

@@ -1,0 +1,110 @@
+import os
+import signal
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from diffusiongpt.training.optimizer import build_optimizer, schedule_factor
+from diffusiongpt.training.run import make_trainer, train
+from diffusiongpt.training.trainer import RunClock
+
+# The Trainer says on a machine without an accelerator that memory cannot be pinned.
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer"), [("float32", "adamw"), ("bf16", "muon"), ("bf16", "adamw")]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    make_config, tmp_path, precision, optimizer
+):
+    shared = {"precision": precision, "optimizer": optimizer, "max_steps": 5}
+    whole = make_trainer(make_config(run={**shared, "output_dir": str(tmp_path / "whole")}))
+    whole.train()
+    config = make_config(run={**shared, "output_dir": str(tmp_path / "parts")})
+    first = make_trainer(config)
+    first.callback_handler.callbacks.insert(0, StopAt(2))  # SIGTERM saves and ends the run
+    first.train()
+    assert first.state.global_step == 2
+    second = make_trainer(config)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 5
+    for ours, theirs in zip(second.masters.masters, whole.masters.masters, strict=True):
+        assert all(one.equal(other) for one, other in zip(ours, theirs, strict=True))
+    average, expected = second.averaged_state(), whole.averaged_state()
+    assert average.keys() == expected.keys()
+    assert all(average[name].equal(expected[name]) for name in average)
+    assert second.clock.seconds_before > 0
+
+
+@pytest.mark.parametrize("objective", ["block", "masked", "causal"])
+def test_a_few_steps_lower_the_loss(make_config, objective):
+    trainer = make_trainer(
+        make_config(
+            diffusion={"objective": objective},
+            run={"max_steps": 30, "learning_rate": 1e-2, "log_steps": 10},
+        )
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_accumulated_rows_are_corrupted_as_one_batch(make_config):
+    whole = make_trainer(make_config(run={"batch_size": 4}))
+    halves = make_trainer(make_config(run={"batch_size": 2, "gradient_accumulation_steps": 2}))
+    maskable = torch.ones(4, 32, dtype=torch.bool)
+    masked, weights = whole._corruption(maskable)
+    parts = [halves._corruption(maskable[:2]), halves._corruption(maskable[2:])]
+    assert torch.cat([part[0] for part in parts]).equal(masked)
+    assert torch.cat([part[1] for part in parts]).equal(weights)
+
+
+def test_train_writes_a_folder_that_loads(make_config, tmp_path):
+    folder = train(make_config(run={"max_steps": 2}))
+    assert {path.name for path in folder.iterdir()} >= {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+    }
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_the_schedule_warms_up_stays_and_decays():
+    factors = [schedule_factor(progress / 20, 0.1, 0.25) for progress in range(21)]
+    assert factors[0] < factors[1] < factors[2] == 1
+    assert all(factor == 1 for factor in factors[2:16])
+    assert all(a > b for a, b in pairwise(factors[15:]))
+    assert factors[20] == 0
+
+
+def test_the_clock_takes_whichever_is_further():
+    clock = RunClock(max_steps=100, max_minutes=1.0)
+    assert clock.progress(30) == pytest.approx(0.3)
+    clock.seconds_before = 45.0
+    assert clock.progress(30) == pytest.approx(0.75)
+
+
+def test_float32_masters_keep_what_bf16_weights_would_lose(make_config):
+    layer = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    config = make_config(run={"learning_rate": 1e-4, "weight_decay": 0.0}).run
+    optimizer = build_optimizer(layer, config)
+    for _ in range(60):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+    assert float(optimizer.masters[0][0].detach().mean()) == pytest.approx(1 - 60e-4, abs=1e-4)
+    assert float(layer.weight.detach()[0, 0]) < 1.0  # one bf16 step below 1 is 0.0039

@@ -1,0 +1,137 @@
+"""`python -m diffusiongpt.training COMMAND ...`: the commands of the package.
+
+tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
+train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
+eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N]
+ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
+export     SOURCE OUT       [--dtype bfloat16]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+
+from diffusiongpt.training.config import ConfigError, DataConfig, load_config
+
+
+def _train(arguments: list[str]) -> None:
+    from diffusiongpt.training.run import train
+
+    if not arguments or arguments[0].startswith("--"):
+        raise ConfigError("train needs a configuration file: train CONFIG.yaml --key value")
+    _say(f"wrote {train(load_config(arguments[0], arguments[1:]))}")
+
+
+def _sft(arguments: list[str]) -> None:
+    from diffusiongpt.training.run import sft
+
+    if not arguments or arguments[0].startswith("--"):
+        raise ConfigError("sft needs a configuration file: sft CONFIG.yaml --key value")
+    _say(f"wrote {sft(load_config(arguments[0], arguments[1:]))}")
+
+
+def _tokenizer(arguments: list[str]) -> None:
+    from diffusiongpt.training.run import make_tokenizer
+
+    parser = _parser("tokenizer")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--vocab_size", type=int, default=4096)
+    parser.add_argument("--max_length", type=int, default=512)
+    options = parser.parse_args(arguments)
+    folder = make_tokenizer(
+        options.files, options.data_dir, options.output_dir, options.vocab_size, options.max_length
+    )
+    _say(f"wrote {folder}")
+
+
+def _eval(arguments: list[str]) -> None:
+    from diffusiongpt.training.run import evaluate
+
+    parser = _parser("eval")
+    parser.add_argument("folder")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--draws", type=int, default=16)
+    parser.add_argument("--max_rows", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    data = DataConfig(data_dir=options.data_dir, cache_dir=options.cache_dir)
+    for name in options.files:
+        bounds = evaluate(
+            options.folder, [name], data, options.draws, options.max_rows, options.seed
+        )
+        _say(f"{name}: {bounds[name]}")
+
+
+def _ngram(arguments: list[str]) -> None:
+    from diffusiongpt.training.run import ngram_baseline
+
+    parser = _parser("ngram")
+    parser.add_argument("folder")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--fit", nargs="+", required=True)
+    parser.add_argument("--order", type=int, default=5)
+    parser.add_argument("--max_rows", type=int)
+    options = parser.parse_args(arguments)
+    data = DataConfig(data_dir=options.data_dir, cache_dir=options.cache_dir)
+    scores = ngram_baseline(
+        options.folder, options.fit, options.files, data, options.order, options.max_rows
+    )
+    for name, score in scores.items():
+        _say(f"{name}: {score}")
+
+
+def _export(arguments: list[str]) -> None:
+    from diffusiongpt.training.run import export
+
+    parser = _parser("export")
+    parser.add_argument("source")
+    parser.add_argument("folder")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--sampler", type=json.loads, help="sampler defaults as JSON")
+    options = parser.parse_args(arguments)
+    _say(f"wrote {export(options.source, options.folder, options.dtype, options.sampler)}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "tokenizer": _tokenizer,
+    "train": _train,
+    "sft": _sft,
+    "eval": _eval,
+    "ngram": _ngram,
+    "export": _export,
+}
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"diffusiongpt.training {command}")
+    parser.add_argument("--data_dir", default=".")
+    parser.add_argument("--cache_dir", default="runs/cache")
+    return parser
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; what cannot be honoured ends with one sentence and status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    if not arguments or arguments[0] not in COMMANDS:
+        sys.stderr.write(f"the command must be one of {', '.join(COMMANDS)}\n")
+        return 2
+    try:
+        COMMANDS[arguments[0]](arguments[1:])
+    except (ConfigError, FileNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

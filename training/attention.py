@@ -1,0 +1,185 @@
+"""Attention for training: block-diffusion masks, and one function that runs them without waste.
+
+The block objective feeds `[x_t ; x_0]` (BD3-LM, arXiv 2503.09573). Clean positions see their own
+and earlier blocks of x_0; noisy positions see their own block of x_t and earlier blocks of x_0.
+The quadrant clean -> noisy is always hidden, so it is never computed, and sliding layers are
+computed in chunks of the window. B rows, L positions, C chunk, N = L / C chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+IMPLEMENTATION = "diffusion_training"
+
+
+class StreamMasks(NamedTuple):
+    """Additive masks of one layer type; chunked ones have a chunk dimension after the head's."""
+
+    clean: Tensor  # (B, 1, L, L) or (B, 1, N, C, 2C)
+    noisy: Tensor | None  # (B, 1, L, 2L) or (B, 1, N, C, 3C); None when only x_0 is fed
+
+
+def allowed_pairs(
+    segments: Tensor, block_length: int, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Who may see whom, three (B, L, L) bool tables: clean->clean, noisy->clean, noisy->noisy."""
+    length = segments.shape[1]
+    position = torch.arange(length, device=segments.device)
+    block = position // block_length
+    near = segments[:, :, None] == segments[:, None, :]
+    if window is not None:
+        near = near & ((position[:, None] - position[None, :]).abs() <= window)
+    clean = near & (block[None, :] <= block[:, None])
+    earlier = near & (block[None, :] < block[:, None])
+    own = near & (block[None, :] == block[:, None])
+    return clean, earlier, own
+
+
+def block_masks(
+    segments: Tensor, block_length: int, window: int, noisy: bool, dtype: torch.dtype
+) -> dict[str, StreamMasks]:
+    """The masks ModernBERT takes as `attention_mask`, one entry per kind of layer."""
+    clean, earlier, own = allowed_pairs(segments, block_length, None)
+    both = torch.cat([earlier, own], dim=2)[:, None] if noisy else None
+    full = StreamMasks(
+        _additive(clean[:, None], dtype), None if both is None else _additive(both, dtype)
+    )
+    chunk = _chunk_length(segments.shape[1], block_length, window)
+    if chunk is None:
+        clean, earlier, own = allowed_pairs(segments, block_length, window)
+        both = torch.cat([earlier, own], dim=2)[:, None] if noisy else None
+        sliding = StreamMasks(
+            _additive(clean[:, None], dtype), None if both is None else _additive(both, dtype)
+        )
+    else:
+        sliding = _chunked_masks(segments, block_length, window, chunk, noisy, dtype)
+    return {"full_attention": full, "sliding_attention": sliding}
+
+
+def bidirectional_masks(segments: Tensor, window: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Full-canvas masks (B, 1, L, L): a segment sees itself, sliding layers within the window."""
+    position = torch.arange(segments.shape[1], device=segments.device)
+    same = segments[:, :, None] == segments[:, None, :]
+    near = same & ((position[:, None] - position[None, :]).abs() <= window)
+    return {
+        "full_attention": _additive(same[:, None], dtype),
+        "sliding_attention": _additive(near[:, None], dtype),
+    }
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    zero = torch.zeros((), dtype=dtype, device=allowed.device)
+    return torch.where(allowed, zero, torch.finfo(dtype).min)
+
+
+def _chunk_length(length: int, block_length: int, window: int) -> int | None:
+    """The shortest chunk that holds the window and whole blocks, or None to use dense masks."""
+    chunk = -(-window // block_length) * block_length
+    return chunk if length % chunk == 0 and length // chunk > 1 else None
+
+
+def _chunked_masks(
+    segments: Tensor, block_length: int, window: int, chunk: int, noisy: bool, dtype: torch.dtype
+) -> StreamMasks:
+    """Masks of chunks of C queries over the 2C clean keys that end with them (and C noisy keys)."""
+    rows, length = segments.shape
+    query = torch.arange(chunk, device=segments.device) + chunk
+    key = torch.arange(2 * chunk, device=segments.device)
+    near = (query[:, None] - key[None, :]).abs() <= window  # (C, 2C)
+    block_of_query, block_of_key = query // block_length, key // block_length
+    own = segments.view(rows, 1, length // chunk, chunk)  # (B, 1, N, C)
+    before = F.pad(own[:, :, :-1], (0, 0, 1, 0), value=-1)
+    keys = torch.cat([before, own], dim=-1)  # (B, 1, N, 2C)
+    same = (own[..., :, None] == keys[..., None, :]) & near  # (B, 1, N, C, 2C)
+    clean = same & (block_of_key[None, :] <= block_of_query[:, None])
+    if not noisy:
+        return StreamMasks(_additive(clean, dtype), None)
+    earlier = same & (block_of_key[None, :] < block_of_query[:, None])
+    inside = same[..., chunk:] & (block_of_key[None, chunk:] == block_of_query[:, None])
+    return StreamMasks(
+        _additive(clean, dtype), _additive(torch.cat([earlier, inside], dim=-1), dtype)
+    )
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    scores = torch.matmul(query, (key * scaling).transpose(-1, -2)) + mask
+    return torch.matmul(scores.softmax(-1), value)
+
+
+def _with_previous_chunk(x: Tensor) -> Tensor:
+    """(B, H, N, C, D) -> (B, H, N, 2C, D): each chunk after the one before it."""
+    return torch.cat([F.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
+
+
+def _stream_attention(
+    noisy: tuple[Tensor, Tensor, Tensor] | None,
+    clean: tuple[Tensor, Tensor, Tensor],
+    masks: StreamMasks,
+    scaling: float,
+) -> Tensor:
+    """Attention of both streams, (B, H, 2L, D), or of the clean one alone, (B, H, L, D)."""
+    query, key, value = clean
+    shape = query.shape
+    if masks.clean.dim() == 5:
+        chunk = masks.clean.shape[3]
+        cut = (*shape[:2], shape[2] // chunk, chunk, shape[3])
+        query = query.reshape(cut)
+        key, value = (
+            _with_previous_chunk(key.reshape(cut)),
+            _with_previous_chunk(value.reshape(cut)),
+        )
+        out = _attend(query, key, value, masks.clean, scaling).reshape(shape)
+        if noisy is None or masks.noisy is None:
+            return out
+        noisy_query, noisy_key, noisy_value = (x.reshape(cut) for x in noisy)
+        key = torch.cat([key, noisy_key], dim=3)
+        value = torch.cat([value, noisy_value], dim=3)
+        noisy_out = _attend(noisy_query, key, value, masks.noisy, scaling).reshape(shape)
+        return torch.cat([noisy_out, out], dim=2)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=masks.clean, scale=scaling)
+    if noisy is None or masks.noisy is None:
+        return out
+    key, value = torch.cat([key, noisy[1]], dim=2), torch.cat([value, noisy[2]], dim=2)
+    noisy_out = F.scaled_dot_product_attention(
+        noisy[0], key, value, attn_mask=masks.noisy, scale=scaling
+    )
+    return torch.cat([noisy_out, out], dim=2)
+
+
+def training_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """The attention function transformers calls: (B, H, T, D) in, (B, T, H, D) out."""
+    if isinstance(attention_mask, StreamMasks):
+        if attention_mask.noisy is None:
+            out = _stream_attention(None, (query, key, value), attention_mask, scaling)
+        else:
+            length = query.shape[2] // 2
+            noisy = (query[:, :, :length], key[:, :, :length], value[:, :, :length])
+            clean = (query[:, :, length:], key[:, :, length:], value[:, :, length:])
+            out = _stream_attention(noisy, clean, attention_mask, scaling)
+    else:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling
+        )
+    return out.transpose(1, 2), None
+
+
+def _no_mask(*unused: Any, **also_unused: Any) -> None:
+    """Masks are always passed in ready; transformers must not build its own."""
+
+
+AttentionInterface.register(IMPLEMENTATION, training_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

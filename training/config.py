@@ -1,0 +1,289 @@
+"""One configuration: frozen dataclasses, read from a YAML file and `--key value` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+OBJECTIVES = ("block", "masked", "causal")
+NOISES = ("exact_count", "bernoulli")
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = ("bf16", "autocast", "float32")
+STAGES = ("pretrain", "sft")
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot be honoured, said in one sentence."""
+
+
+def _choice(name: str, value: str, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be in {low}..{high}, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The backbone: a ModernBERT made from these numbers, or read from `init_from`."""
+
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 768
+    global_attn_every_n_layers: int = 3
+    local_attention: int = 128
+    hidden_activation: str = "gelu"
+    dropout: float = 0.0
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            _between(f"model.{name}", getattr(self, name), 1, 1 << 20)
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ConfigError(
+                f"model.hidden_size must be a multiple of twice num_attention_heads="
+                f"{self.num_attention_heads}, got {self.hidden_size}"
+            )
+        if self.local_attention < 2 or self.local_attention % 2:
+            raise ConfigError(
+                f"model.local_attention must be even and >= 2, got {self.local_attention}"
+            )
+        _between("model.dropout", self.dropout, 0.0, 0.9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which files are read, how often each, and how they become rows."""
+
+    data_dir: str = "."
+    tokenizer: str = ""
+    mix: Mapping[str, float] = field(default_factory=dict)
+    story_requests: float = 0.0
+    generated_chats: int = 0
+    cache_dir: str = "runs/cache"
+    max_seq_length: int = 256
+    max_trailing_eos: int = 8
+    max_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        _between("data.max_seq_length", self.max_seq_length, 4, 1 << 20)
+        _between("data.max_trailing_eos", self.max_trailing_eos, 1, 1024)
+        for name, weight in self.mix.items():
+            if not isinstance(weight, int | float) or weight <= 0:
+                raise ConfigError(f"data.mix.{name} must be a number > 0, got {weight!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionConfig:
+    """The objective and the forward process."""
+
+    objective: str = "block"
+    block_length: int = 8
+    noise: str = "exact_count"
+
+    def __post_init__(self) -> None:
+        _choice("diffusion.objective", self.objective, OBJECTIVES)
+        _choice("diffusion.noise", self.noise, NOISES)
+        _between("diffusion.block_length", self.block_length, 1, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Optimiser, schedule, batch, precision and where things are written."""
+
+    output_dir: str = "runs/run"
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    max_steps: int = 1000
+    max_minutes: float | None = None
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.3
+    weight_decay: float = 0.05
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 0.02
+    ema_decay: float = 0.999
+    precision: str = "bf16"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    save_every_minutes: float = 10.0
+    save_steps: int | None = None
+    log_steps: int = 50
+    resume: bool = True
+    report_to: str = "none"
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        _choice("run.optimizer", self.optimizer, OPTIMIZERS)
+        _choice("run.precision", self.precision, PRECISIONS)
+        for name in ("warmup_fraction", "decay_fraction", "ema_decay", "beta2"):
+            _between(f"run.{name}", getattr(self, name), 0.0, 1.0)
+        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "log_steps"):
+            _between(f"run.{name}", getattr(self, name), 1, 1 << 40)
+        if self.warmup_fraction + self.decay_fraction > 1:
+            raise ConfigError(
+                "run.warmup_fraction + run.decay_fraction must be <= 1, got "
+                f"{self.warmup_fraction} + {self.decay_fraction}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Everything a run depends on."""
+
+    stage: str = "pretrain"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _choice("stage", self.stage, STAGES)
+        length, block = self.data.max_seq_length, self.diffusion.block_length
+        if self.diffusion.objective == "block" and length % block:
+            raise ConfigError(
+                f"data.max_seq_length must be a multiple of diffusion.block_length={block}, "
+                f"got {length}"
+            )
+
+    @property
+    def block_length(self) -> int:
+        """The block length, or 1 for the objectives without blocks (nothing is aligned)."""
+        return self.diffusion.block_length if self.diffusion.objective == "block" else 1
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "diffusion": DiffusionConfig,
+    "run": RunConfig,
+}
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """Read the YAML file at `path` and apply `--key value` (or `--section.key value`) overrides."""
+    raw: Any = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise ConfigError(f"the configuration file {str(path)!r} does not exist")
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
+    values: dict[str, Any] = {key: _copy(value) for key, value in raw.items()}
+    for key, value in _pairs(overrides):
+        _set(values, key, value)
+    return from_mapping(values)
+
+
+def from_mapping(values: Mapping[str, Any]) -> TrainingConfig:
+    """Build the configuration from nested mappings; unknown keys and bad types are refused."""
+    known = {"stage", *_SECTIONS}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r}; accepted are {', '.join(sorted(known))}")
+    built: dict[str, Any] = {}
+    for name, section in _SECTIONS.items():
+        built[name] = _build(name, section, values.get(name) or {})
+    if "stage" in values:
+        built["stage"] = values["stage"]
+    return TrainingConfig(**built)
+
+
+def to_mapping(config: TrainingConfig) -> dict[str, Any]:
+    """The configuration as plain values, for a YAML file beside the weights."""
+    plain = dataclasses.asdict(config)
+    plain["data"]["mix"] = dict(plain["data"]["mix"])
+    return plain
+
+
+def _build(name: str, section: type[Any], values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"section {name!r} must be a mapping, got {values!r}")
+    hints = typing.get_type_hints(section)
+    for key, value in values.items():
+        if key not in hints:
+            accepted = ", ".join(sorted(hints))
+            raise ConfigError(f"unknown key {name}.{key}; accepted are {accepted}")
+        if value == "???":
+            raise ConfigError(f"{name}.{key} has no value; pass --{key} VALUE")
+    return section(
+        **{key: _convert(f"{name}.{key}", value, hints[key]) for key, value in values.items()}
+    )
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type the field asks for: strings from the command line are parsed."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option is float and isinstance(value, str):
+            try:  # YAML 1.1 reads 1e-3 as a string
+                return float(value)
+            except ValueError:
+                continue
+        if option is str and isinstance(value, str | int | float):
+            return str(value)
+        if typing.get_origin(option) is not None and isinstance(value, Mapping):
+            return dict(value)
+    accepted = " or ".join(
+        "nothing" if option is type(None) else getattr(option, "__name__", str(option))
+        for option in options
+    )
+    raise ConfigError(f"{name} must be {accepted}, got {value!r}")
+
+
+def _pairs(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"expected --key value, got {flag!r}")
+        key, equals, inline = flag[2:].partition("=")
+        if not equals and not rest:
+            raise ConfigError(f"--{key} needs a value")
+        pairs.append((key.replace("-", "_"), yaml.safe_load(inline if equals else rest.pop(0))))
+    return pairs
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `section.key`, or a bare `key` in the one section that has it."""
+    section, dot, name = key.partition(".")
+    if not dot:
+        if key == "stage":
+            values[key] = value
+            return
+        owners = [s for s, cls in _SECTIONS.items() if key in typing.get_type_hints(cls)]
+        if not owners:
+            raise ConfigError(f"unknown option --{key}; no section has this key")
+        section, name = owners[0], key
+    parent = values.setdefault(section, {})
+    while "." in name and section in _SECTIONS and name.split(".")[0] == "mix":
+        first, _, name = name.partition(".")
+        parent = parent.setdefault(first, {})
+    parent[name] = value
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,92 @@
+"""Weights in, a folder that the engine loads out: safetensors, config.json, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import ModernBertForMaskedLM
+
+from diffusiongpt.training.tokenizer import (
+    DELETE,
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    MASK,
+    PAD,
+    save_tokenizer,
+    special_ids,
+)
+
+SAMPLER_DEFAULTS: dict[str, Any] = {
+    "policy": "entropy_bound",
+    "entropy_bound": 0.5,
+    "temperature": 0.7,
+}
+
+
+def diffusion_section(
+    objective: str, block_length: int, special: Mapping[str, int], sampler: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The `diffusion` section of config.json, by which the engine knows how to sample."""
+    if objective not in ("block", "masked"):
+        raise ValueError(
+            f"only the objectives block and masked can be exported to be served, got {objective!r}"
+        )
+    block = objective == "block"
+    return {
+        "version": 1,
+        "mask_token_id": special[MASK],
+        "attention": "block_causal" if block else "bidirectional",
+        "block_length": block_length if block else None,
+        "logit_shift": False,
+        "stop_token_ids": [special[IM_END], special[END_OF_TEXT]],
+        "never_emit_token_ids": [special[token] for token in (MASK, PAD, DELETE, IM_START)],
+        "sampler": dict(sampler),
+    }
+
+
+def export_folder(
+    folder: str | Path,
+    network: ModernBertForMaskedLM,
+    weights: Mapping[str, Tensor],
+    tokenizer: Any,
+    objective: str,
+    block_length: int,
+    dtype: torch.dtype = torch.bfloat16,
+    sampler: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `weights` (the average, under the network's names) as a folder that can be served."""
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    section = diffusion_section(
+        objective, block_length, special_ids(tokenizer), sampler or SAMPLER_DEFAULTS
+    )
+    config = network.config.to_diff_dict()
+    config.pop("_attn_implementation_autoset", None)
+    config.update(
+        architectures=["ModernBertForMaskedLM"],
+        model_type="modernbert",
+        dtype=str(dtype).removeprefix("torch."),
+        diffusion=section,
+    )
+    tied = {name: value.to(dtype).contiguous().clone() for name, value in weights.items()}
+    save_file(tied, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_tokenizer(tokenizer, out)
+    return out
+
+
+def check_folder(folder: str | Path) -> None:
+    """Load the folder as a stranger would; missing or unexpected weights are an error."""
+    loaded: Any = ModernBertForMaskedLM.from_pretrained(str(folder), output_loading_info=True)
+    report = loaded[1]
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise ValueError(f"{folder} has {kind}: {sorted(report[kind])}")

@@ -1,0 +1,165 @@
+"""Optimisers: float32 masters and their average behind bf16 weights, AdamW, Muon, the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from diffusiongpt.training.config import RunConfig
+
+
+def schedule_factor(progress: float, warmup: float, decay: float) -> float:
+    """Warm-up, stable, decay: the learning rate's factor at `progress` in 0..1.
+
+    (0.5, 0.1, 0.2) -> 1; the decay is 1 - sqrt (arXiv 2405.18392) down to zero.
+    """
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    if progress > 1 - decay:
+        return float(max(1 - ((progress - (1 - decay)) / decay) ** 0.5, 0.0))
+    return 1.0
+
+
+class MasterWeights(Optimizer):
+    """Optimisers that step float32 copies of the weights and keep a moving average of them.
+
+    The network may hold bf16 weights: gradients are widened, the copies are stepped, and the
+    result is rounded back. With float32 weights this is the plain optimiser, plus the average.
+
+    Args:
+        parameters: the network's parameters, matrices for Muon first when `groups` has two.
+        make: builds the inner optimisers from lists of float32 copies, one list per group.
+        groups: parameters of each inner optimiser.
+        ema_decay: of the average; the early average is shorter: min(decay, (1+n)/(10+n)).
+    """
+
+    def __init__(
+        self,
+        groups: list[list[nn.Parameter]],
+        make: list[Callable[[list[Tensor]], Optimizer]],
+        ema_decay: float,
+    ) -> None:
+        self.groups = groups
+        self.masters: list[list[Tensor]] = [
+            [p.detach().clone().float().requires_grad_() for p in group] for group in groups
+        ]
+        self.average = [[m.detach().clone() for m in group] for group in self.masters]
+        self.inner = [
+            build(list(masters)) for build, masters in zip(make, self.masters, strict=True)
+        ]
+        self.ema_decay = ema_decay
+        self.updates = 0
+        super().__init__(
+            [
+                {"params": group, "lr": inner.param_groups[0]["lr"]}
+                for group, inner in zip(groups, self.inner, strict=True)
+            ],
+            {},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of every inner optimiser, the average, and the weights rounded back."""
+        self.updates += 1
+        decay = min(self.ema_decay, (1 + self.updates) / (10 + self.updates))
+        for group, masters, average, inner, outer in zip(
+            self.groups, self.masters, self.average, self.inner, self.param_groups, strict=True
+        ):
+            for parameter, master in zip(group, masters, strict=True):
+                if parameter.grad is None:
+                    master.grad = None
+                elif master.grad is None:
+                    master.grad = parameter.grad.float()
+                else:
+                    master.grad.copy_(parameter.grad)
+            for inner_group in inner.param_groups:
+                inner_group["lr"] = outer["lr"]
+            inner.step()
+            torch._foreach_lerp_(average, [m.detach() for m in masters], 1 - decay)
+            torch._foreach_copy_(list(group), [m.detach() for m in masters])
+
+    def average_of(self, network: nn.Module) -> dict[str, Tensor]:
+        """The averaged float32 weights by parameter name."""
+        by_parameter = {
+            id(parameter): average
+            for group, averages in zip(self.groups, self.average, strict=True)
+            for parameter, average in zip(group, averages, strict=True)
+        }
+        return {
+            name: by_parameter[id(parameter)]
+            for name, parameter in network.named_parameters()
+            if id(parameter) in by_parameter
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resume needs: masters, average and the inner optimisers."""
+        return {
+            "state": {},
+            "param_groups": [{"lr": group["lr"]} for group in self.param_groups],
+            "masters": self.masters,
+            "average": self.average,
+            "inner": [inner.state_dict() for inner in self.inner],
+            "updates": self.updates,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave, and set the weights to the rounded masters."""
+        for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            ours["lr"] = theirs["lr"]
+        for mine, stored in ((self.masters, "masters"), (self.average, "average")):
+            for group, values in zip(mine, state_dict[stored], strict=True):
+                for tensor, value in zip(group, values, strict=True):
+                    tensor.copy_(value)
+        for inner, inner_state in zip(self.inner, state_dict["inner"], strict=True):
+            inner.load_state_dict(inner_state)
+        self.updates = state_dict["updates"]
+        for parameters, masters in zip(self.groups, self.masters, strict=True):
+            for parameter, master in zip(parameters, masters, strict=True):
+                parameter.copy_(master)
+
+
+def build_optimizer(network: nn.Module, config: RunConfig) -> MasterWeights:
+    """AdamW for everything, or Muon for the matrices inside the layers and AdamW for the rest."""
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.dim() == 2 and ".layers." in name]
+    chosen = {id(p) for p in matrices} if config.optimizer == "muon" else set()
+    decayed = [p for _, p in named if p.dim() >= 2 and id(p) not in chosen]
+    plain = [p for _, p in named if p.dim() < 2]
+    groups, make = [decayed, plain], [_adamw(config, config.weight_decay), _adamw(config, 0.0)]
+    if chosen:
+        groups.insert(0, matrices)
+        make.insert(0, _muon(config))
+    kept = [(group, build) for group, build in zip(groups, make, strict=True) if group]
+    return MasterWeights(
+        [group for group, _ in kept], [build for _, build in kept], config.ema_decay
+    )
+
+
+def _adamw(config: RunConfig, weight_decay: float) -> Callable[[Iterable[Tensor]], Optimizer]:
+    def build(parameters: Iterable[Tensor]) -> Optimizer:
+        return AdamW(
+            parameters,
+            lr=config.learning_rate,
+            betas=(0.9, config.beta2),
+            weight_decay=weight_decay,
+            fused=True,
+        )
+
+    return build
+
+
+def _muon(config: RunConfig) -> Callable[[Iterable[Tensor]], Optimizer]:
+    def build(parameters: Iterable[Tensor]) -> Optimizer:
+        return Muon(
+            list(parameters),
+            lr=config.muon_learning_rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="original",
+        )
+
+    return build

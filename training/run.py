@@ -1,0 +1,265 @@
+"""The commands: train a tokenizer, pre-train, fine-tune, evaluate, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoTokenizer, ModernBertForMaskedLM, default_data_collator
+from transformers.trainer_utils import get_last_checkpoint
+
+from diffusiongpt.training.attention import IMPLEMENTATION
+from diffusiongpt.training.callbacks import ClockCallback, ProgressCallback
+from diffusiongpt.training.config import ConfigError, DataConfig, TrainingConfig, to_mapping
+from diffusiongpt.training.data import (
+    RowDataset,
+    build_dataset,
+    find_file,
+    load_store,
+    read_records,
+)
+from diffusiongpt.training.denoiser import Denoiser, build_network
+from diffusiongpt.training.evaluate import Bound, evaluate_bound, score_rows, token_byte_lengths
+from diffusiongpt.training.export import check_folder, export_folder
+from diffusiongpt.training.ngram import NgramModel
+from diffusiongpt.training.tokenizer import (
+    DELETE,
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    MASK,
+    PAD,
+    save_tokenizer,
+    special_ids,
+    train_tokenizer,
+)
+from diffusiongpt.training.trainer import DiffusionTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a folder, checked for our special tokens."""
+    if not folder:
+        raise ConfigError("data.tokenizer has no value; pass --tokenizer FOLDER")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    special_ids(tokenizer)
+    return tokenizer
+
+
+def make_tokenizer(
+    files: list[str], data_dir: str, folder: str, vocab_size: int, max_length: int
+) -> Path:
+    """Train the byte-level BPE on the texts of `files` and write it into `folder`."""
+
+    def texts() -> Iterator[str]:
+        for name in files:
+            for record in read_records(find_file(data_dir, name)):
+                if "text" in record:
+                    yield record["text"]
+                else:
+                    yield from (message["content"] for message in record["messages"])
+
+    save_tokenizer(train_tokenizer(texts(), vocab_size, max_length), folder)
+    return Path(folder)
+
+
+def build_denoiser(config: TrainingConfig, tokenizer: Any) -> Denoiser:
+    """The network of a configuration under its objective, in the precision it trains in."""
+    special = special_ids(tokenizer)
+    torch.manual_seed(config.run.seed)
+    network = build_network(config.model, len(tokenizer), config.data.max_seq_length, special)
+    if config.run.precision == "bf16":
+        network.bfloat16()
+    if config.run.gradient_checkpointing:
+        enable: Callable[[], None] = network.gradient_checkpointing_enable
+        enable()
+    denoiser = Denoiser(
+        network,
+        config.diffusion.objective,
+        config.block_length,
+        special[MASK],
+        [special[token] for token in (PAD, IM_START, MASK, DELETE)],
+    )
+    if config.run.compile:
+        denoiser.compile_layers()
+    return denoiser
+
+
+def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
+    """Everything a run needs, ready to train."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    dataset = build_dataset(
+        config.data,
+        config.stage,
+        config.diffusion.objective,
+        config.block_length,
+        tokenizer,
+        config.run.seed,
+    )
+    logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
+    trainer = DiffusionTrainer(
+        build_denoiser(config, tokenizer),
+        config,
+        train_dataset=dataset,
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+    )
+    run = config.run
+    tokens = run.batch_size * run.gradient_accumulation_steps * config.data.max_seq_length
+    trainer.add_callback(ClockCallback(trainer.clock, run.save_every_minutes))
+    trainer.add_callback(ProgressCallback(trainer.clock, tokens, run.progress_bar))
+    return trainer
+
+
+def train(config: TrainingConfig) -> Path:
+    """Run a stage to its end (or resume it) and write the averaged weights into `final`."""
+    trainer = make_trainer(config)
+    output = Path(config.run.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+    find_last: Callable[[str], str | None] = get_last_checkpoint
+    checkpoint = find_last(str(output)) if config.run.resume else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return write_final(trainer, output / "final")
+
+
+def sft(config: TrainingConfig) -> Path:
+    """`train` for the stage that learns chats."""
+    if config.stage != "sft":
+        raise ConfigError(f"stage must be sft for this command, got {config.stage!r}")
+    return train(config)
+
+
+def load_denoiser(folder: str | Path) -> tuple[Denoiser, Any]:
+    """An exported folder as a float32 denoiser, and its tokenizer."""
+    network = ModernBertForMaskedLM.from_pretrained(
+        str(folder), attn_implementation=IMPLEMENTATION, dtype=torch.float32
+    )
+    section = getattr(network.config, "diffusion", None)
+    if section is None:
+        raise ValueError(f"{folder} has no diffusion section in its config.json")
+    denoiser = Denoiser(
+        network,
+        "block" if section["attention"] == "block_causal" else "masked",
+        section["block_length"] or 1,
+        section["mask_token_id"],
+        section["never_emit_token_ids"],
+    )
+    return denoiser.eval(), load_tokenizer(str(folder))
+
+
+def evaluation_rows(
+    name: str, data: DataConfig, denoiser: Denoiser, tokenizer: Any, seed: int
+) -> RowDataset:
+    """One file as rows: chats as prompts and answers, texts as texts."""
+    first = next(read_records(find_file(data.data_dir, name)))
+    stage = "sft" if "messages" in first else "pretrain"
+    only = dataclasses.replace(data, mix={name: 1.0}, generated_chats=0, story_requests=0.0)
+    return build_dataset(only, stage, denoiser.objective, denoiser.block_length, tokenizer, seed)
+
+
+def evaluate(
+    folder: str | Path,
+    files: Sequence[str],
+    data: DataConfig,
+    draws: int = 16,
+    max_rows: int | None = None,
+    seed: int = 0,
+) -> dict[str, Bound]:
+    """The bound of an exported folder on each file."""
+    denoiser, tokenizer = load_denoiser(folder)
+    special = special_ids(tokenizer)
+    data = dataclasses.replace(data, max_seq_length=denoiser.network.config.max_position_embeddings)
+    return {
+        name: evaluate_bound(
+            denoiser,
+            evaluation_rows(name, data, denoiser, tokenizer, seed),
+            (special[END_OF_TEXT], special[IM_END]),
+            token_byte_lengths(tokenizer),
+            draws=draws,
+            max_rows=max_rows,
+            seed=seed,
+        )
+        for name in files
+    }
+
+
+def ngram_baseline(
+    folder: str | Path,
+    fit: Sequence[str],
+    files: Sequence[str],
+    data: DataConfig,
+    order: int = 5,
+    max_rows: int | None = None,
+) -> dict[str, Bound]:
+    """An n-gram with the folder's tokenizer, fitted on `fit`, on the same rows as `evaluate`."""
+    denoiser, tokenizer = load_denoiser(folder)
+    special = special_ids(tokenizer)
+    endings = (special[END_OF_TEXT], special[IM_END])
+    known = (
+        np.append(store[index].ids, special[END_OF_TEXT])
+        for store in (load_store(name, data, tokenizer, "pretrain") for name in fit)
+        for index in range(len(store))
+    )
+    model = NgramModel(order, len(tokenizer)).fit(known)
+    data = dataclasses.replace(data, max_seq_length=denoiser.network.config.max_position_embeddings)
+    lengths = token_byte_lengths(tokenizer)
+    return {
+        name: score_rows(
+            model, evaluation_rows(name, data, denoiser, tokenizer, 0), endings, lengths, max_rows
+        )
+        for name in files
+    }
+
+
+def export(
+    source: str | Path,
+    folder: str | Path,
+    dtype: str = "bfloat16",
+    sampler: Mapping[str, Any] | None = None,
+) -> Path:
+    """A run's `final` folder as one to be served: its weights in `dtype`, its sampler defaults."""
+    if dtype not in ("bfloat16", "float32"):
+        raise ConfigError(f"dtype must be bfloat16 or float32, got {dtype!r}")
+    denoiser, tokenizer = load_denoiser(source)
+    section = denoiser.network.config.diffusion
+    out = export_folder(
+        folder,
+        denoiser.network,
+        {name.removeprefix("network."): weight for name, weight in denoiser.named_parameters()},
+        tokenizer,
+        denoiser.objective,
+        denoiser.block_length,
+        torch.bfloat16 if dtype == "bfloat16" else torch.float32,
+        sampler or section["sampler"],
+    )
+    check_folder(out)
+    return out
+
+
+def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
+    """Write the averaged weights in float32; what can be served is checked by loading it."""
+    diffusion = trainer.config.diffusion
+    network = trainer._denoiser().network
+    if diffusion.objective == "causal":
+        network.save_pretrained(str(folder), state_dict=trainer.averaged_state())
+        trainer.processing_class.save_pretrained(str(folder))  # type: ignore[union-attr]
+        return folder
+    export_folder(
+        folder,
+        network,
+        trainer.averaged_state(),
+        trainer.processing_class,
+        diffusion.objective,
+        diffusion.block_length,
+        dtype=torch.float32,
+    )
+    check_folder(folder)
+    return folder
