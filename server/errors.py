@@ -21,6 +21,8 @@ from diffusiongpt.engine.errors import (
 from diffusiongpt.server.log import logger
 
 RETRY_AFTER_SECONDS = 2
+# pydantic puts the variant of a union into the path; clients never wrote it.
+_VARIANTS = frozenset({"str", "list[TextPart]", "list[str]"})
 
 
 class ApiError(Exception):
@@ -98,19 +100,16 @@ def from_engine(error: Exception, names: Mapping[str, str] | None = None) -> Api
     raise error
 
 
-def from_validation(error: ValidationError, prefix: str = "") -> ApiError:
-    """The first thing that pydantic found, as one sentence."""
-    first = error.errors(include_url=False)[0]
-    path = ".".join(_spell(part) for part in first["loc"]) or prefix or "the body"
+def from_validation(error: ValidationError) -> ApiError:
+    """What pydantic found, as one sentence: the deepest error, which of a union is the one of
+    the variant that came closest."""
+    first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+    path = ".".join(str(part) for part in first["loc"] if part not in _VARIANTS) or "the body"
     if first["type"] == "missing":
         return invalid(f"{path} is required", path)
     if first["type"] == "value_error":
         return invalid(str(first["ctx"]["error"]), path)
     return invalid(f"{path}: {_lower_first(first['msg'])}, got {_show(first['input'])}", path)
-
-
-def _spell(part: int | str) -> str:
-    return str(part)
 
 
 def _lower_first(text: str) -> str:

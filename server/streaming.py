@@ -133,10 +133,10 @@ class ChunkWriter:
             yield self._canvas_chunk("frame", frame)
 
     def _canvas_chunk(self, kind: str, frame: Frame, **fields: Any) -> Chunk:
-        everything = self._has_dropped or self._mode == "full"
+        everything = kind == "frame" and (self._has_dropped or self._mode == "full")
         self._num_skipped, self._has_dropped = 0, False
         changes, unset = self._watch.take(everything=everything)
-        if everything and kind == "frame":
+        if everything:
             kind = "keyframe"
         return self._frame_chunk(kind, frame, set=changes, unset=unset, **fields)
 

@@ -1,0 +1,145 @@
+"""Generators without a model, whose every frame can be written down by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
+from diffusiongpt.engine.frame import FinishReason, Frame, Usage
+from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.text import TextCanvas
+
+INFO = ModelInfo(
+    name="fake",
+    family="modernbert",
+    attention="bidirectional",
+    context_length=64,
+    block_length=None,
+    vocab_size=256,
+    num_parameters=1,
+    max_tokens=512,
+    defaults=GenerationParams(
+        max_tokens=32, policy="entropy_bound", temperature=1.0, top_p=1.0, top_k=0, gap=1
+    ),
+)
+
+
+def frames_of(
+    data: bytes,
+    order: Sequence[int],
+    *,
+    batch: int = 1,
+    stop: Sequence[str] = (),
+    length: int | None = None,
+    block_length: int = 8,
+) -> list[Frame]:
+    """The frames of a completion whose tokens are the bytes of `data`, committed in `order`."""
+    length = length or len(data)
+    text = TextCanvas(lambda token_id: bytes([token_id]), length, stop=stop, watch=True)
+    common = {"request_id": "r", "steps": length, "block_length": block_length, "length": length}
+    frames = [Frame(step=0, block=0, masked=length, **common)]  # type: ignore[arg-type]
+    for step, start in enumerate(range(0, len(order), batch), 1):
+        positions = order[start : start + batch]
+        tokens = [(position, data[position]) for position in positions]
+        update = text.commit([(position, token, 0.5) for position, token in tokens])
+        reason = None
+        if update.stopped or start + batch >= len(order):
+            update = update.followed_by(text.finish(len(data)))
+            reason = FinishReason.STOP
+        frames.append(
+            Frame(
+                step=step,
+                block=max(positions) // block_length,
+                masked=length - start - len(positions),
+                tokens=tuple(tokens),
+                set=update.set,
+                unset=update.unset,
+                content=update.content,
+                settled=update.settled,
+                finish_reason=reason,
+                usage=None if reason is None else Usage(
+                    prompt_tokens=3, completion_tokens=len(data), steps=step, nfe=step
+                ),
+                **common,  # type: ignore[arg-type]
+            )
+        )
+        if reason is not None:
+            break
+    return frames
+
+
+def shuffled_frames(text: str, seed: int = 0, **fields: object) -> list[Frame]:
+    """The same in a random order."""
+    data = text.encode()
+    order = list(range(len(data)))
+    random.Random(seed).shuffle(order)
+    return frames_of(data, order, **fields)  # type: ignore[arg-type]
+
+
+class FakeGeneration:
+    """Hands out the given frames, one each `pause` seconds; remembers an abort."""
+
+    def __init__(self, frames: Sequence[Frame], params: GenerationParams, pause: float) -> None:
+        self.params = params
+        self.num_pending = 0
+        self.was_aborted = False
+        self.has_finished = False
+        self._frames = frames
+        self._pause = pause
+
+    async def __aiter__(self) -> AsyncIterator[Frame]:
+        for frame in self._frames:
+            await asyncio.sleep(self._pause)
+            yield frame
+        self.has_finished = True
+
+    def abort(self) -> None:
+        self.was_aborted = True
+
+
+class FakeGenerator:
+    """Answers every request with the frames of `text`, or raises `error`."""
+
+    def __init__(
+        self,
+        text: str = "Hello world",
+        *,
+        frames: Sequence[Frame] | None = None,
+        pause: float = 0.0,
+        error: Exception | None = None,
+    ) -> None:
+        self.info = INFO
+        self.failure: str | None = None
+        self.num_running = 0
+        self.num_waiting = 0
+        self.frames = frames
+        self.text = text
+        self.pause = pause
+        self.error = error
+        self.generations: list[FakeGeneration] = []
+        self.messages: list[Mapping[str, str]] = []
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        self.messages = list(messages)
+        ids = "".join(message["content"] for message in messages).encode()
+        return list(ids)
+
+    def submit(self, prompt: Sequence[int], params: GenerationParams) -> FakeGeneration:
+        if self.error is not None:
+            raise self.error
+        if len(prompt) >= self.info.context_length:
+            raise ContextLengthExceeded(f"the prompt has {len(prompt)} tokens", "prompt")
+        if params.max_tokens > self.info.max_tokens:
+            raise InvalidRequest(
+                f"max_tokens must be in 1..{self.info.max_tokens}, got {params.max_tokens}",
+                "max_tokens",
+            )
+        frames = self.frames or shuffled_frames(self.text, stop=params.stop)
+        generation = FakeGeneration(
+            frames, params.replace(seed=7 if params.seed is None else params.seed), self.pause
+        )
+        self.generations.append(generation)
+        return generation

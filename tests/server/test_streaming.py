@@ -1,0 +1,168 @@
+"""Frames to chunks: the replay of what is sent is the content that is sent."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from fakes import frames_of, shuffled_frames
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusiongpt.engine.frame import Frame
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.server.streaming import AnswerHead, ChunkWriter
+
+HEAD = AnswerHead(id="c", created=1, model="m", object="chat.completion.chunk")
+PARAMS = GenerationParams(seed=1, policy="random")
+
+
+def chunks_of(frames: Sequence[Frame], *, behind: Sequence[bool] = (), **options: Any) -> list[Any]:
+    writer = ChunkWriter(HEAD, PARAMS, **options)
+    late = [*behind, *[False] * len(frames)]
+    return [
+        chunk
+        for frame, is_behind in zip(frames, late, strict=False)
+        for chunk in writer.write(frame, is_behind=is_behind)
+    ]
+
+
+def diffusion_of(chunk: dict[str, Any]) -> dict[str, Any] | None:
+    """The frame in a chunk, wherever it is."""
+    if "diffusion" in chunk:
+        return dict(chunk["diffusion"])
+    if not chunk["choices"]:
+        return None
+    extra = chunk["choices"][0]["delta"].get("provider_specific_fields")
+    return dict(extra["diffusion"]) if extra else None
+
+
+def content_of(chunks: Sequence[dict[str, Any]]) -> str:
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    return "".join(delta.get("content", "") for delta in deltas)
+
+
+def replay(chunks: Sequence[dict[str, Any]]) -> str:
+    """What a watcher shows after the last frame, written as the documentation says."""
+    texts: dict[int, str] = {}
+    for chunk in chunks:
+        frame = diffusion_of(chunk)
+        if frame is None or "set" not in frame:
+            continue
+        if frame["kind"] == "keyframe":
+            texts.clear()
+        for position, text, _, _ in frame["set"]:
+            texts[position] = text
+        for position in frame["unset"]:
+            texts.pop(position, None)
+    return "".join(texts[position] for position in sorted(texts))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.text(min_size=1, max_size=30),
+    seed=st.integers(0, 1000),
+    batch=st.integers(1, 4),
+    stop=st.lists(st.text(min_size=1, max_size=3), max_size=2),
+    mode=st.sampled_from(["delta", "full"]),
+    interval=st.integers(1, 5),
+    location=st.sampled_from(["chunk", "delta"]),
+    data=st.data(),
+)
+def test_replaying_the_frames_gives_the_content(
+    text: str,
+    seed: int,
+    batch: int,
+    stop: list[str],
+    mode: str,
+    interval: int,
+    location: str,
+    data: st.DataObject,
+):
+    frames = shuffled_frames(text, seed, batch=batch, stop=stop)
+    behind = data.draw(st.lists(st.booleans(), max_size=len(frames)))
+    chunks = chunks_of(frames, behind=behind, mode=mode, interval=interval, location=location)
+    expected = text
+    for end in sorted(text.find(each) for each in stop if each in text)[:1]:
+        expected = text[:end]
+    assert content_of(chunks) == expected
+    assert replay(chunks) == expected
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_broken_bytes_are_the_same_in_content_and_replay():
+    data = bytes(random.Random(1).randrange(256) for _ in range(60))
+    frames = frames_of(data, random.Random(2).sample(range(60), 60))
+    chunks = chunks_of(frames, mode="delta")
+    assert content_of(chunks) == data.decode(errors="replace") == replay(chunks)
+
+
+def test_without_frames_the_stream_is_openais_and_nothing_else():
+    chunks = chunks_of(frames_of(b"abc", [2, 0, 1]), include_usage=True)
+    assert [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]] == [
+        {"role": "assistant", "content": ""},
+        {"content": "a"},
+        {"content": "bc"},
+        {},
+    ]
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+    }
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+
+
+def test_frames_are_numbered_chunks_with_an_empty_delta():
+    chunks = chunks_of(frames_of(b"abc", [2, 0, 1]), mode="delta")
+    watched = [chunk for chunk in chunks if "diffusion" in chunk]
+    assert [chunk["diffusion"]["kind"] for chunk in watched] == [
+        "begin",
+        "frame",
+        "frame",
+        "commit",
+        "end",
+    ]
+    assert [chunk["diffusion"]["seq"] for chunk in watched] == [0, 1, 2, 3, 4]
+    assert watched[1]["diffusion"] == {
+        "v": 1,
+        "kind": "frame",
+        "seq": 1,
+        "block": 0,
+        "step": 1,
+        "steps": 3,
+        "masked": 2,
+        "set": [[2, "c", 0.5, "unmask"]],
+        "unset": [],
+    }
+    for chunk in watched:
+        assert chunk["choices"][0]["delta"] == {}
+        assert chunk["choices"][0]["finish_reason"] is None
+
+
+def test_full_frames_are_keyframes_with_the_whole_canvas():
+    chunks = chunks_of(frames_of(b"abc", [2, 0, 1]), mode="full")
+    keyframes = [c["diffusion"] for c in chunks if c.get("diffusion", {}).get("kind") == "keyframe"]
+    assert [len(frame["set"]) for frame in keyframes] == [1, 2]
+
+
+def test_after_dropped_frames_comes_a_keyframe_and_no_content_is_lost():
+    frames = frames_of(b"abcdef", [5, 4, 3, 2, 1, 0])
+    chunks = chunks_of(frames, behind=[False, True, True, False], mode="delta")
+    kinds = [chunk["diffusion"]["kind"] for chunk in chunks if "diffusion" in chunk]
+    assert kinds[:3] == ["begin", "keyframe", "frame"]
+    assert content_of(chunks) == replay(chunks) == "abcdef"
+
+
+@pytest.mark.parametrize("mode", ["off", "delta"])
+def test_the_end_says_what_the_answer_cost_and_how_to_repeat_it(mode: str):
+    chunks = chunks_of(frames_of(b"abc", [0, 1, 2]), mode=mode, include_usage=True)
+    summary = chunks[-1]["diffusion"]
+    assert summary["seed"] == 1
+    assert summary["policy"] == "random"
+    assert summary["nfe"] == 3
+    assert summary["tokens_per_forward"] == 1.0
