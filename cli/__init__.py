@@ -1,0 +1,1 @@
+"""The `diffusiongpt` command. Imports the packages lazily, so that --help is quick."""

@@ -60,9 +60,9 @@ def frames_of(
                 content=update.content,
                 settled=update.settled,
                 finish_reason=reason,
-                usage=None if reason is None else Usage(
-                    prompt_tokens=3, completion_tokens=len(data), steps=step, nfe=step
-                ),
+                usage=None
+                if reason is None
+                else Usage(prompt_tokens=3, completion_tokens=len(data), steps=step, nfe=step),
                 **common,  # type: ignore[arg-type]
             )
         )

@@ -19,7 +19,7 @@ def schedule_factor(progress: float, warmup: float, decay: float) -> float:
     """
     if progress < warmup:
         return max(progress / warmup, 1e-3)
-    if progress > 1 - decay:
+    if decay and progress > 1 - decay:
         return float(max(1 - ((progress - (1 - decay)) / decay) ** 0.5, 0.0))
     return 1.0
 

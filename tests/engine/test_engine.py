@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_models import HashModel, ScriptedModel, toy_engine
 
 from diffusiongpt.engine.attention import AttentionPlan
 from diffusiongpt.engine.engine import Engine
@@ -18,6 +17,8 @@ from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, QueueFull
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
+
+from toy_models import HashModel, ScriptedModel, toy_engine
 
 
 def hash_model(**fields: object) -> HashModel:

@@ -8,8 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import CONTEXT_LENGTH, write_modernbert
-from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from transformers import ModernBertForMaskedLM
 
 from diffusiongpt.engine.engine import Engine
@@ -17,6 +15,9 @@ from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.replay import Replay
+
+from tiny_models import CONTEXT_LENGTH, write_modernbert
+from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 SECTION = {
     "mask_token_id": MASK,
@@ -56,7 +57,9 @@ def mixed_params(index: int, *, block_causal: bool) -> GenerationParams:
     )
 
 
-def token_ids(engine: Engine, requests: list[tuple[list[int], GenerationParams]], place: int) -> dict[int, int]:
+def token_ids(
+    engine: Engine, requests: list[tuple[list[int], GenerationParams]], place: int
+) -> dict[int, int]:
     """Tokens of one request of several that start together."""
     prepared = [engine.prepare(*request) for request in requests]
     for each in prepared:
@@ -130,9 +133,7 @@ def replayed(frames: list[Frame]) -> tuple[str, str]:
 )
 @given(data=st.data())
 @pytest.mark.parametrize("policy", PRESETS)
-def test_content_equals_the_replay_of_the_frames(
-    engine: Engine, policy: str, data: st.DataObject
-):
+def test_content_equals_the_replay_of_the_frames(engine: Engine, policy: str, data: st.DataObject):
     # A random model writes bytes at random: multi-byte characters, broken ones, end marks.
     max_tokens = data.draw(st.integers(1, 60))
     params = GenerationParams(
@@ -140,7 +141,9 @@ def test_content_equals_the_replay_of_the_frames(
         policy=policy,
         seed=data.draw(st.integers(0, 2**40)),
         temperature=data.draw(st.sampled_from([0.5, 1.0, 2.0])),
-        stop=tuple(data.draw(st.lists(st.sampled_from(["e", "th", "\ufffd", " a", "é"]), max_size=2))),
+        stop=tuple(
+            data.draw(st.lists(st.sampled_from(["e", "th", "\ufffd", " a", "é"]), max_size=2))
+        ),
         gap=data.draw(st.integers(1, 3)),
         watch=True,
     )

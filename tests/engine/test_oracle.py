@@ -12,9 +12,10 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
-from toy_models import MarkovModel, markov_chain, toy_engine
 
 from diffusiongpt.engine.params import GenerationParams
+
+from toy_models import MarkovModel, markov_chain, toy_engine
 
 NUM_CHAINS, LENGTH = 1000, 32
 
@@ -40,7 +41,9 @@ def sampled(**fields: object) -> tuple[Tensor, float]:
 
 def bigrams(chains: Tensor) -> Tensor:
     states = chain().vocab_size - 1
-    counts = torch.bincount((chains[:, :-1] * states + chains[:, 1:]).flatten(), minlength=states**2)
+    counts = torch.bincount(
+        (chains[:, :-1] * states + chains[:, 1:]).flatten(), minlength=states**2
+    )
     return counts / counts.sum()
 
 

@@ -88,9 +88,7 @@ def reference_truncation(logits: Tensor, temperature: float, top_p: float, top_k
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.9, 0), (1.0, 5), (0.7, 10), (0.01, 0), (0.5, 1)])
 def test_truncation_matches_the_plain_loop(temperature: float, top_p: float, top_k: int):
     logits = random_logits(rows=30)
-    kept = truncated(
-        logits, draw_params(30, temperature=temperature, top_p=top_p, top_k=top_k)
-    )
+    kept = truncated(logits, draw_params(30, temperature=temperature, top_p=top_p, top_k=top_k))
     for row in range(30):
         expected = reference_truncation(logits[row], temperature, top_p, top_k)
         assert set((kept[row] > BANNED).nonzero()[:, 0].tolist()) == expected

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from diffusiongpt.engine.errors import InvalidRequest, LoadError
+from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+
 from tiny_tokenizer import (
     END_OF_TEXT,
     IM_END,
@@ -17,9 +21,6 @@ from tiny_tokenizer import (
     VOCAB_SIZE,
     write_tiny_tokenizer,
 )
-
-from diffusiongpt.engine.errors import InvalidRequest, LoadError
-from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
 
 GPT2_FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "gpt2_tokenizer"
 

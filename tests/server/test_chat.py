@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fakes import FakeGenerator
 from starlette.testclient import TestClient
 
 from diffusiongpt.engine.errors import EngineFailure, QueueFull
@@ -15,6 +14,8 @@ from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
+
+from fakes import FakeGenerator
 
 URL = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
@@ -107,7 +108,9 @@ def test_content_parts_and_the_developer_role_are_read(
 def test_mercurys_diffusing_gives_full_frames_and_leaves_the_content_alone(client: TestClient):
     answer = client.post(URL, json=ASK | {"stream": True, "diffusing": True})
     assert '"kind":"keyframe"' in answer.text
-    chunks = [json.loads(line[6:]) for line in answer.text.split("\n") if line.startswith("data: {")]
+    chunks = [
+        json.loads(line[6:]) for line in answer.text.split("\n") if line.startswith("data: {")
+    ]
     content = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert content == "Hello world"
 
@@ -257,7 +260,13 @@ def test_an_unforeseen_error_is_a_500_without_a_traceback(
 
 
 def failing_frames() -> list[Frame]:
-    common: dict[str, Any] = {"request_id": "r", "steps": 4, "block": 0, "block_length": 4, "length": 4}
+    common: dict[str, Any] = {
+        "request_id": "r",
+        "steps": 4,
+        "block": 0,
+        "block_length": 4,
+        "length": 4,
+    }
     return [
         Frame(step=0, masked=4, **common),
         Frame(step=1, masked=3, content="a", **common),
@@ -294,7 +303,9 @@ def test_a_stopping_server_takes_no_request():
 def test_models_are_listed_and_retrieved(client: TestClient):
     listing = client.get("/v1/models").json()
     assert [model["id"] for model in listing["data"]] == ["fake"]
-    assert client.get("/v1/models/fake").json()["diffusion"]["defaults"]["policy"] == "entropy_bound"
+    assert (
+        client.get("/v1/models/fake").json()["diffusion"]["defaults"]["policy"] == "entropy_bound"
+    )
     assert client.get("/v1/models/other").status_code == 404
 
 

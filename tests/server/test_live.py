@@ -14,13 +14,14 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from fakes import FakeGenerator
 from sse_starlette.sse import AppStatus
 
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.run import DrainingServer
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
+
+from fakes import FakeGenerator
 
 TEXT = "Grüße, 世界 🎈!"
 ASK = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
@@ -139,7 +140,9 @@ def test_refusals_are_the_clients_own_exceptions(client: openai.OpenAI):
 def test_a_stream_is_aborted_when_its_client_leaves():
     generator = FakeGenerator(TEXT, pause=0.05)
     with serving(generator) as url:
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=ASK | {"stream": True}) as answer:
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json=ASK | {"stream": True}
+        ) as answer:
             next(answer.iter_lines())
         assert wait_for(lambda: generator.generations[0].was_aborted)
         assert not generator.generations[0].has_finished

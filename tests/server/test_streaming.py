@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from fakes import frames_of, shuffled_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.server.streaming import AnswerHead, ChunkWriter
+
+from fakes import frames_of, shuffled_frames
 
 HEAD = AnswerHead(id="c", created=1, model="m", object="chat.completion.chunk")
 PARAMS = GenerationParams(seed=1, policy="random")

@@ -88,6 +88,7 @@ def test_the_schedule_warms_up_stays_and_decays():
     assert all(factor == 1 for factor in factors[2:16])
     assert all(a > b for a, b in pairwise(factors[15:]))
     assert factors[20] == 0
+    assert [schedule_factor(progress, 0.1, 0.0) for progress in (0.5, 1.0, 1.01)] == [1, 1, 1]
 
 
 def test_the_clock_takes_whichever_is_further():

@@ -1,0 +1,5 @@
+"""`python -m diffusiongpt.cli`."""
+
+from diffusiongpt.cli.main import app
+
+app()

@@ -1,0 +1,267 @@
+"""The commands: serve, generate, chat, and the doors to training."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from diffusiongpt.engine.engine import Engine
+    from diffusiongpt.engine.params import GenerationParams
+
+app = typer.Typer(
+    help="Serve, watch and train diffusion language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Model folder or hub id; the bundled model by default.", envvar="DIFFUSIONGPT_MODEL"
+    ),
+]
+Family = Annotated[str | None, typer.Option(help="Model family, where the folder does not say.")]
+DType = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Policy = Annotated[
+    str | None, typer.Option(help="Commit policy: which masked positions are committed.")
+]
+Steps = Annotated[int | None, typer.Option(help="Budget of denoising steps.")]
+BlockLength = Annotated[
+    int | None, typer.Option(help="Positions denoised at a time; 0 is the whole canvas.")
+]
+Threshold = Annotated[float | None, typer.Option(help="Gate of the policy threshold.")]
+EntropyBound = Annotated[float | None, typer.Option(help="Gate of entropy_bound, in nats.")]
+Gap = Annotated[int | None, typer.Option(help="Least distance of one step's commits.")]
+Temperature = Annotated[float | None, typer.Option(help="Of the token draw; 0 is greedy.")]
+TopP = Annotated[float | None, typer.Option(help="Truncation of the token draw.")]
+TopK = Annotated[int | None, typer.Option(help="Truncation of the token draw; 0 is off.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Length of the answer's canvas.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")]
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say one sentence on standard error and exit."""
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    name: Annotated[str | None, typer.Option(help="Public name of the model.")] = None,
+    family: Family = None,
+    dtype: DType = "auto",
+    device: Device = "cpu",
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    num_slots: Annotated[int, typer.Option(help="Requests that may run at once.")] = 32,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 4096,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait for a slot.")] = 256,
+    token_budget: Annotated[
+        int | None, typer.Option(help="Most tokens of one packed forward.")
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="Pad every forward alike: bit for bit the same in any company.")
+    ] = False,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
+    drain_seconds: Annotated[
+        int | None, typer.Option(help="How long answers may go on after a stop signal.")
+    ] = None,
+    keep_alive_seconds: Annotated[
+        int | None, typer.Option(help="Pause after which a silent stream sends a comment.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve a model over the OpenAI chat API."""
+    from pydantic import ValidationError
+
+    from diffusiongpt.server.log import configure_logging
+    from diffusiongpt.server.settings import Settings
+
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "max_body_bytes": max_body_bytes,
+        "drain_seconds": drain_seconds,
+        "keep_alive_seconds": keep_alive_seconds,
+        "log_level": log_level,
+    }
+    try:
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        fail(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}", code=2)
+    configure_logging(settings.log_level)
+    engine = load_engine(
+        model,
+        name=name,
+        family=family,
+        dtype=dtype,
+        device=device,
+        num_slots=num_slots,
+        max_tokens=max_tokens,
+        max_waiting=max_waiting,
+        token_budget=token_budget,
+        deterministic=deterministic,
+    )
+    if engine.tokenizer is None:
+        fail(f"{engine.info.name} has no tokenizer.json, which serving text needs")
+    from diffusiongpt.cli.serving import serve_engine
+
+    serve_engine(engine, settings)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    model: Model = None,
+    family: Family = None,
+    dtype: DType = "auto",
+    device: Device = "cpu",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the masks filling in.")] = False,
+    policy: Policy = None,
+    steps: Steps = None,
+    block_length: BlockLength = None,
+    threshold: Threshold = None,
+    entropy_bound: EntropyBound = None,
+    gap: Gap = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+) -> None:
+    """Complete one prompt and print the answer."""
+    engine = load_engine(model, family=family, dtype=dtype, device=device)
+    options = {
+        "policy": policy,
+        "steps": steps,
+        "block_length": block_length,
+        "threshold": threshold,
+        "entropy_bound": entropy_bound,
+        "gap": gap,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "stop": tuple(stop or ()),
+    }
+    from diffusiongpt.cli.watching import show
+    from diffusiongpt.engine.errors import EngineError
+
+    try:
+        params = make_params(engine, options)
+        ids = engine.encode(prompt) if raw else engine.encode_chat(as_chat(prompt))
+        show(engine.stream(ids, params), live=watch and sys.stdout.isatty())
+    except EngineError as error:
+        fail(str(error), code=2)
+
+
+@app.command()
+def chat(
+    model: Model = None,
+    family: Family = None,
+    dtype: DType = "auto",
+    device: Device = "cpu",
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    policy: Policy = None,
+    steps: Steps = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+) -> None:
+    """Talk to a model and watch its answers form; /help lists the commands."""
+    engine = load_engine(model, family=family, dtype=dtype, device=device)
+    options = {
+        "policy": policy,
+        "steps": steps,
+        "temperature": temperature,
+        "seed": seed,
+        "max_tokens": max_tokens,
+    }
+    from diffusiongpt.cli.conversation import Conversation
+    from diffusiongpt.engine.errors import EngineError
+
+    try:
+        make_params(engine, options)
+        Conversation(engine, options, system=system, live=sys.stdout.isatty()).run()
+    except EngineError as error:
+        fail(str(error), code=2)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Pre-train a model: CONFIG --key value."""
+    run_training("train", context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sft(context: typer.Context) -> None:
+    """Fine-tune a model on chats: CONFIG --key value."""
+    run_training("sft", context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def tokenizer(context: typer.Context) -> None:
+    """Train a byte-level BPE tokenizer: FILES --output_dir DIR."""
+    run_training("tokenizer", context.args)
+
+
+@app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(context: typer.Context) -> None:
+    """Evaluate the ELBO of a model on a fixed grid."""
+    run_training("eval", context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ngram(context: typer.Context) -> None:
+    """Score an n-gram baseline on the same rows as `eval`."""
+    run_training("ngram", context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def export(context: typer.Context) -> None:
+    """Write a checkpoint as a folder that `serve` takes."""
+    run_training("export", context.args)
+
+
+def run_training(command: str, arguments: list[str]) -> None:
+    """Hand a command over to the training package."""
+    from diffusiongpt.training.__main__ import main
+
+    raise typer.Exit(main([command, *arguments]))
+
+
+def load_engine(model: str | None, **settings: Any) -> Engine:
+    """The engine around a model, or one sentence and exit."""
+    from diffusiongpt.engine import Engine, LoadError
+
+    try:
+        return Engine.from_pretrained(model, **settings)
+    except LoadError as error:
+        fail(str(error))
+
+
+def make_params(engine: Engine, options: dict[str, Any]) -> GenerationParams:
+    """What was asked for, watched; raises InvalidRequest."""
+    from diffusiongpt.engine import GenerationParams
+
+    asked = {key: value for key, value in options.items() if value is not None}
+    asked.setdefault("max_tokens", engine.info.defaults.max_tokens)
+    return GenerationParams(**asked, watch=True)
+
+
+def as_chat(prompt: str) -> list[dict[str, str]]:
+    """A chat of one question."""
+    return [{"role": "user", "content": prompt}]
