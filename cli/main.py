@@ -82,6 +82,7 @@ def serve(
     from pydantic import ValidationError
 
     from diffusiongpt.server.log import configure_logging
+    from diffusiongpt.server.run import bind
     from diffusiongpt.server.settings import Settings
 
     given: dict[str, Any] = {
@@ -98,23 +99,29 @@ def serve(
         first = error.errors()[0]
         fail(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}", code=2)
     configure_logging(settings.log_level)
-    engine = load_engine(
-        model,
-        name=name,
-        family=family,
-        dtype=dtype,
-        device=device,
-        num_slots=num_slots,
-        max_tokens=max_tokens,
-        max_waiting=max_waiting,
-        token_budget=token_budget,
-        deterministic=deterministic,
-    )
-    if engine.tokenizer is None:
-        fail(f"{engine.info.name} has no tokenizer.json, which serving text needs")
+    # Before the model: a port that is taken is known in a moment.
+    try:
+        listener = bind(settings)
+    except OSError as error:
+        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
     from diffusiongpt.cli.serving import serve_engine
 
-    serve_engine(engine, settings)
+    with listener:
+        engine = load_engine(
+            model,
+            name=name,
+            family=family,
+            dtype=dtype,
+            device=device,
+            num_slots=num_slots,
+            max_tokens=max_tokens,
+            max_waiting=max_waiting,
+            token_budget=token_budget,
+            deterministic=deterministic,
+        )
+        if engine.tokenizer is None:
+            fail(f"{engine.info.name} has no tokenizer.json, which serving text needs")
+        serve_engine(engine, settings, listener)
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import typer
 
 from diffusiongpt.engine.engine import Engine
@@ -12,17 +14,17 @@ from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
 
 
-def serve_engine(engine: Engine, settings: Settings) -> None:
-    """Serve; returns after a graceful stop."""
+def serve_engine(engine: Engine, settings: Settings, listener: socket.socket) -> None:
+    """Serve on a bound socket; returns after a graceful stop."""
     worker = EngineWorker(engine)
     worker.start()
     state = ServerState()
     typer.echo(
-        f"Serving {engine.info.name} on http://{settings.host}:{settings.port} "
+        f"Serving {engine.info.name} on http://{settings.host}:{listener.getsockname()[1]} "
         f"(OpenAI API at /v1, health at /health); Ctrl-C stops.",
         err=True,
     )
     try:
-        run_server(create_app(worker, settings, state), settings, state)
+        run_server(create_app(worker, settings, state), settings, state, listener)
     finally:
         worker.stop()

@@ -19,7 +19,7 @@ MASK_GLYPH = "░░"
 _MASKS_AHEAD = 24
 _UNSURE, _FAIR = 0.3, 0.7
 # What a model writes is shown, never obeyed: an escape sequence must not reach the terminal.
-_INERT = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
+_INERT = dict.fromkeys((*range(32), *range(127, 160)), "�")
 del _INERT[ord("\n")], _INERT[ord("\t")]
 
 
