@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffusiongpt.engine.completion import Completion
     from diffusiongpt.engine.config import EngineConfig
-    from diffusiongpt.engine.engine import Completion, Engine
+    from diffusiongpt.engine.engine import Engine
     from diffusiongpt.engine.errors import (
         ContextLengthExceeded,
         EngineError,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EngineConfig": "config",
-    "Completion": "engine",
+    "Completion": "completion",
     "Engine": "engine",
     "ContextLengthExceeded": "errors",
     "EngineError": "errors",

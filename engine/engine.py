@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete, seeds_of
 from diffusiongpt.engine.config import EngineConfig
-from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, LoadError
-from diffusiongpt.engine.frame import Change, FinishReason, Frame, Usage
-from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.describe import describe_model, token_budget_of
+from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
+from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.loader import LoadedModel, load_model
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.engine.policies import PRESETS
-from diffusiongpt.engine.randomness import wrap_64
 from diffusiongpt.engine.request import Request, prepare_request
 from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
@@ -35,23 +33,6 @@ BUNDLED_MODEL = Path(__file__).parent / "bundled"
 BUNDLED_NAME = "diffusiongpt-bundled"
 # Ticks that may fail in a row before the engine says that it cannot serve.
 _MAX_FAILURES = 3
-
-Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """A finished completion.
-
-    Attributes:
-        text: its content. token_ids: its tokens up to and including the end-of-text token.
-        finish_reason: why it ended. usage: what it cost.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    usage: Usage
 
 
 class Engine:
@@ -67,8 +48,8 @@ class Engine:
         self._failures = 0
         self._ids = itertools.count()
         self._aborted: list[Request] = []
-        self.info = _describe(model, config)
-        self._token_budget = _token_budget(config, self.info)
+        self.info = describe_model(model, config)
+        self._token_budget = token_budget_of(config, self.info)
         self._stop_ids = frozenset(model.stop_token_ids)
         banned = torch.tensor(sorted(model.never_emit_token_ids), device=config.device)
         self._head = Head(model.head, banned, chunk=config.head_chunk, pad=config.deterministic)
@@ -218,8 +199,8 @@ class Engine:
             EngineFailure: a tick failed.
         """
         params = params or GenerationParams()
-        batch = _as_prompts(prompts)
-        seeds = _seeds(params.seed, len(batch))
+        batch = as_prompts(prompts)
+        seeds = seeds_of(params.seed, len(batch))
         requests = [
             self.prepare(prompt, params.replace(seed=seed))
             for prompt, seed in zip(batch, seeds, strict=True)
@@ -231,7 +212,7 @@ class Engine:
                 self.add(backlog.pop())
             for frame in self.step():
                 collected.setdefault(frame.request_id, []).append(frame)
-        return [_complete(collected[request.request_id]) for request in requests]
+        return [complete(collected[request.request_id]) for request in requests]
 
     def _turn(self) -> Iterator[Frame]:
         while not self.is_idle:
@@ -358,38 +339,6 @@ class Engine:
         ]
 
 
-def _describe(model: LoadedModel, config: EngineConfig) -> ModelInfo:
-    sampler = dict(model.sampler)
-    policy = sampler.setdefault("policy", "entropy_bound")
-    if policy not in PRESETS:
-        raise LoadError(
-            f"the model's default policy must be one of {', '.join(PRESETS)}, got {policy!r}"
-        )
-    filled = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "gap": 1, **sampler}
-    filled["max_tokens"] = min(int(filled.get("max_tokens", 256)), config.max_tokens)
-    try:
-        defaults = GenerationParams(**filled)
-    except (TypeError, InvalidRequest) as error:
-        raise LoadError(f"the model's sampler defaults cannot be used: {error}") from error
-    return ModelInfo(
-        name=config.name or model.name,
-        family=model.family.name,
-        attention=model.attention,
-        context_length=model.context_length,
-        block_length=model.block_length,
-        vocab_size=model.vocab_size,
-        num_parameters=model.num_parameters,
-        max_tokens=config.max_tokens,
-        defaults=defaults,
-    )
-
-
-def _token_budget(config: EngineConfig, info: ModelInfo) -> int:
-    if config.token_budget is not None:
-        return config.token_budget
-    return 4 * info.context_length if config.deterministic else max(8192, info.context_length)
-
-
 def _frame(
     running: Running,
     *,
@@ -434,39 +383,3 @@ def _bare_frame(
         error=error,
         usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=0, steps=0, nfe=0),
     )
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    token_ids = [each for each in prompts if isinstance(each, int)]
-    if token_ids:
-        return [token_ids]
-    return [each for each in prompts if not isinstance(each, int)]
-
-
-def _seeds(seed: int | None, count: int) -> list[int | None]:
-    if seed is None:
-        return [None] * count
-    return [wrap_64(seed + index) for index in range(count)]
-
-
-def _complete(frames: Sequence[Frame]) -> Completion:
-    last = frames[-1]
-    if last.finish_reason is FinishReason.ERROR:
-        raise EngineFailure(last.error or "the engine failed")
-    if last.finish_reason is None or last.usage is None:
-        raise EngineFailure("the request ended without a last frame")
-    tokens = dict(token for frame in frames for token in frame.tokens)
-    token_ids = tuple(
-        tokens[position] for position in range(last.usage.completion_tokens) if position in tokens
-    )
-    return Completion(
-        text="".join(frame.content for frame in frames),
-        token_ids=token_ids,
-        finish_reason=last.finish_reason,
-        usage=last.usage,
-    )
-
-
-__all__ = ["BUNDLED_MODEL", "Change", "Completion", "Engine", "Prompt"]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusiongpt.engine.replay import Replay
-from diffusiongpt.engine.text import StopSearch, TextCanvas, TextUpdate
+from diffusiongpt.engine.stop import StopSearch
+from diffusiongpt.engine.text import TextCanvas, TextUpdate
 
 # Whole characters, halves of characters, bytes that are never valid, specials (no bytes).
 PIECES = [
