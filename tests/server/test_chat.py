@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from starlette.testclient import TestClient
 from diffusiongpt.engine.errors import EngineFailure, QueueFull
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.server.app import create_app
+from diffusiongpt.server.log import configure_logging
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
 
@@ -330,3 +333,16 @@ def test_the_openapi_document_describes_the_request(client: TestClient):
     document = client.get("/openapi.json").json()
     body = document["paths"][URL]["post"]["requestBody"]
     assert "diffusion" in body["content"]["application/json"]["schema"]["properties"]
+
+
+def test_a_log_that_nobody_can_read_fails_no_request(
+    client: TestClient, generator: FakeGenerator, monkeypatch: pytest.MonkeyPatch
+):
+    configure_logging("info")
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    generator.error = ZeroDivisionError("secret")
+    answer = client.post(URL, json=ASK)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
