@@ -36,16 +36,24 @@ class Conversation:
     Args:
         options: fields of GenerationParams for every answer; slash commands change them.
         live: whether to show the canvas, or only the text.
+        pace: seconds that each frame stays at least.
     """
 
     def __init__(
-        self, engine: Engine, options: dict[str, Any], *, system: str | None, live: bool
+        self,
+        engine: Engine,
+        options: dict[str, Any],
+        *,
+        system: str | None,
+        live: bool,
+        pace: float,
     ) -> None:
         self._engine = engine
         self._options = options
         self._opening = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = list(self._opening)
         self._live = live
+        self._pace = pace
 
     def run(self) -> None:
         """Talk until the input ends or /quit."""
@@ -96,7 +104,7 @@ class Conversation:
         self._messages.append({"role": "user", "content": question})
         try:
             frames = self._engine.stream(self._encode(), make_params(self._engine, self._options))
-            answer = show(frames, live=self._live)
+            answer = show(frames, live=self._live, pace=self._pace)
         except InvalidRequest as error:
             self._messages.pop()
             typer.echo(str(error))

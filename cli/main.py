@@ -40,6 +40,9 @@ Gap = Annotated[int | None, typer.Option(help="Least distance of one step's comm
 Temperature = Annotated[float | None, typer.Option(help="Of the token draw; 0 is greedy.")]
 TopP = Annotated[float | None, typer.Option(help="Truncation of the token draw.")]
 TopK = Annotated[int | None, typer.Option(help="Truncation of the token draw; 0 is off.")]
+Pace = Annotated[
+    float, typer.Option(min=0.0, max=10.0, help="Seconds that a watched frame stays at least.")
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Length of the answer's canvas.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")]
@@ -135,6 +138,7 @@ def generate(
         bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the masks filling in.")] = False,
+    pace: Pace = 0.05,
     policy: Policy = None,
     steps: Steps = None,
     block_length: BlockLength = None,
@@ -170,7 +174,7 @@ def generate(
     try:
         params = make_params(engine, options)
         ids = engine.encode(prompt) if raw else engine.encode_chat(as_chat(prompt))
-        show(engine.stream(ids, params), live=watch and sys.stdout.isatty())
+        show(engine.stream(ids, params), live=watch and sys.stdout.isatty(), pace=pace)
     except EngineError as error:
         fail(str(error), code=2)
 
@@ -187,6 +191,7 @@ def chat(
     temperature: Temperature = None,
     seed: Seed = None,
     max_tokens: MaxTokens = None,
+    pace: Pace = 0.03,
 ) -> None:
     """Talk to a model and watch its answers form; /help lists the commands."""
     engine = load_engine(model, family=family, dtype=dtype, device=device)
@@ -202,7 +207,7 @@ def chat(
 
     try:
         make_params(engine, options)
-        Conversation(engine, options, system=system, live=sys.stdout.isatty()).run()
+        Conversation(engine, options, system=system, live=sys.stdout.isatty(), pace=pace).run()
     except EngineError as error:
         fail(str(error), code=2)
 

@@ -23,8 +23,11 @@ _INERT = dict.fromkeys((*range(32), *range(127, 160)), "�")
 del _INERT[ord("\n")], _INERT[ord("\t")]
 
 
-def show(frames: Iterable[Frame], *, live: bool) -> str:
+def show(frames: Iterable[Frame], *, live: bool, pace: float = 0.0) -> str:
     """Show a completion as it forms, or only its text; returns the text.
+
+    Args:
+        pace: seconds that each frame stays at least, for small models outrun the eye.
 
     Raises:
         EngineFailure: the completion ended in an error.
@@ -38,10 +41,11 @@ def show(frames: Iterable[Frame], *, live: bool) -> str:
             typer.echo(frame.content.translate(inert), nl=False)
         typer.echo()
         return view.content
-    with Live(console=console, refresh_per_second=20, transient=True) as screen:
+    with Live(console=console, auto_refresh=False, transient=True) as screen:
         for frame in frames:
             view.apply(frame)
-            screen.update(view.render())
+            screen.update(view.render(), refresh=True)
+            view.pause(pace)
     console.print(view.final())
     return view.content
 
@@ -56,6 +60,7 @@ class CanvasView:
         self._frame: Frame | None = None
         self._num_frames = 0
         self._started = time.perf_counter()
+        self._paused_s = 0.0
 
     def apply(self, frame: Frame) -> None:
         """Take over a frame; raises EngineFailure when it says that the engine failed."""
@@ -68,6 +73,11 @@ class CanvasView:
         self._changes |= {change.position: change for change in frame.set}
         for position in frame.unset:
             self._changes.pop(position, None)
+
+    def pause(self, seconds: float) -> None:
+        """Leave the canvas on the screen for a while; that is not the model's time."""
+        time.sleep(seconds)
+        self._paused_s += seconds
 
     def render(self) -> Group:
         """The canvas with its masks, and a line on the step."""
@@ -116,7 +126,7 @@ class CanvasView:
         usage = self._frame.usage if self._frame is not None else None
         if usage is None:
             return Text()
-        seconds = max(time.perf_counter() - self._started, 1e-9)
+        seconds = max(time.perf_counter() - self._started - self._paused_s, 1e-9)
         return Text(
             f"{usage.completion_tokens} tokens · {usage.nfe} forwards · "
             f"{usage.completion_tokens / max(usage.nfe, 1):.1f} tokens per forward · "
