@@ -182,7 +182,10 @@ def try_out(stage: Stage, model: str | None) -> None:
         sys.stdout.write(f"healthy after {time.monotonic() - started:.1f} s\n")
         owner = Path(f"/proc/{process.pid}").stat().st_uid
         sys.stdout.write(f"runs as uid {owner}\n")
-        ask = json.dumps({"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32})
+        with urllib.request.urlopen("http://127.0.0.1:8000/health", timeout=5) as health:
+            name = json.load(health)["model"]
+        messages = [{"role": "user", "content": "Hello!"}]
+        ask = json.dumps({"model": name, "messages": messages, "max_tokens": 32})
         request = urllib.request.Request(
             "http://127.0.0.1:8000/v1/chat/completions",
             data=ask.encode(),
