@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tiny_models import write_modernbert
+from tiny_tokenizer import VOCAB_SIZE, write_tiny_tokenizer
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 KEYS = {
     "bench_single.py": ("times_faster", "median"),
@@ -39,3 +42,19 @@ def test_a_benchmark_reports_its_ratio_and_the_machine(script, tmp_path):
     for key in KEYS[script]:
         result = result[key]
     assert result
+
+
+def test_samples_are_printed_with_their_seeds(tmp_path):
+    write_modernbert(tmp_path, vocab_size=VOCAB_SIZE)
+    write_tiny_tokenizer(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "sample.py", "--model", str(tmp_path), "--max_tokens", "8"],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "**20. " in done.stdout
+    assert "(seed 20, " in done.stdout

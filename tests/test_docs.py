@@ -1,0 +1,120 @@
+"""The documents are checked: modules, dependencies, fields, flags, commands, links, examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from diffusiongpt.cli.main import app
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions
+from diffusiongpt.server.settings import Settings
+from diffusiongpt.training.__main__ import COMMANDS as TRAINING_COMMANDS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "engine").rglob("*.md")]
+)
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+API = (ROOT / "docs" / "API.md").read_text()
+EVERYTHING = "\n".join(path.read_text() for path in DOCUMENTS)
+
+
+@pytest.mark.parametrize("layer", ["engine", "server", "cli", "training"])
+def test_the_architecture_has_a_line_for_every_module(layer):
+    section = ARCHITECTURE.split(f"### {layer}/")[1].split("\n## ")[0].split("\n### ")[0]
+    described = set(re.findall(r"^\| `(\w+\.py)` \|", section, flags=re.MULTILINE))
+    assert described == {path.name for path in (ROOT / layer).glob("*.py")} - {"__init__.py"}
+
+
+def test_the_architecture_has_a_reason_for_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.match(r"[\w.-]+", requirement)[0] for group in groups for requirement in group}
+    section = ARCHITECTURE.split("## Dependencies")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| ([\w.-]+) \|", section, flags=re.MULTILINE)) == names | {"package"}
+
+
+def test_every_field_of_a_request_is_documented():
+    fields = {*ChatRequest.model_fields, *DiffusionOptions.model_fields}
+    fields |= {*ChatRequest._UNSUPPORTED, *ChatRequest._HARMLESS}
+    assert not {name for name in fields if f"`{name}`" not in API}
+
+
+def test_every_policy_and_parameter_is_documented():
+    assert not {name for name in PRESETS if f"`{name}`" not in API}
+    names = {field.name for field in dataclasses.fields(GenerationParams)}
+    assert not {name for name in names if f"`{name}`" not in EVERYTHING}
+
+
+def flags_of(command):
+    click = typer.main.get_command(app).commands[command]
+    return {flag for parameter in click.params for flag in parameter.opts if flag.startswith("--")}
+
+
+def test_every_setting_and_flag_of_serve_is_documented():
+    assert not {flag for flag in flags_of("serve") if f"`{flag}`" not in API}
+    for name in Settings.model_fields:
+        assert f"`DIFFUSIONGPT_{name.upper()}`" in API
+
+
+def quoted_commands():
+    for path in DOCUMENTS:
+        blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", path.read_text(), re.DOTALL | re.M)
+        for block in blocks:
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+                yield path.name, line.split("#")[0].strip()
+
+
+def test_every_quoted_command_exists():
+    commands = typer.main.get_command(app).commands
+    make = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    seen = 0
+    for document, line in quoted_commands():
+        words = line.split()
+        if "diffusiongpt" in words[:1]:
+            assert words[1] in commands, (document, line)
+            if words[1] not in TRAINING_COMMANDS:
+                flags = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+                assert flags <= flags_of(words[1]), (document, line)
+            seen += 1
+        elif words[:2] == ["python", "-m"] and words[2] == "diffusiongpt.training":
+            assert words[3] in TRAINING_COMMANDS, (document, line)
+            seen += 1
+        elif words[:1] == ["make"]:
+            assert words[1] in make, (document, line)
+            seen += 1
+        elif words[:1] == ["python"] and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file(), (document, line)
+            seen += 1
+    assert seen > 10
+
+
+def test_every_link_leads_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_every_json_example_is_json_and_frames_have_the_keys_we_send():
+    kinds = set()
+    for path in DOCUMENTS:
+        for block in re.findall(r"^```json\n(.*?)^```", path.read_text(), re.DOTALL | re.M):
+            text = block.strip()
+            value = json.loads(text if text.startswith("{") else "{" + text + "}")
+            if "kind" in value:
+                kinds.add(value["kind"])
+                assert {"v", "kind", "seq", "block", "step", "steps", "masked"} <= value.keys()
+    assert kinds
+
+
+def test_no_document_is_empty():
+    assert all(len(path.read_text()) > 200 for path in DOCUMENTS)
