@@ -46,8 +46,8 @@ def main() -> None:
     for index, answer in enumerate(engine.generate(chats, params)):
         usage = answer.usage
         sys.stdout.write(
-            f"**{index + 1}. {PROMPTS[index]}** (seed {index + 1}, {usage.completion_tokens} tokens, "
-            f"{usage.nfe} forwards, {answer.finish_reason})\n\n"
+            f"**{index + 1}. {PROMPTS[index]}** (seed {index + 1}, "
+            f"{usage.completion_tokens} tokens, {usage.nfe} forwards, {answer.finish_reason})\n\n"
         )
         quoted = "\n".join(f"> {line}".rstrip() for line in answer.text.strip().splitlines())
         sys.stdout.write(f"{quoted or '> (nothing)'}\n\n")

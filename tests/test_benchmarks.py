@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tiny_models import write_modernbert
-from tiny_tokenizer import VOCAB_SIZE, write_tiny_tokenizer
+from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 KEYS = {
@@ -45,7 +45,8 @@ def test_a_benchmark_reports_its_ratio_and_the_machine(script, tmp_path):
 
 
 def test_samples_are_printed_with_their_seeds(tmp_path):
-    write_modernbert(tmp_path, vocab_size=VOCAB_SIZE)
+    section = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [MASK]}
+    write_modernbert(tmp_path, vocab_size=VOCAB_SIZE, section=section)
     write_tiny_tokenizer(tmp_path)
     done = subprocess.run(
         [sys.executable, "sample.py", "--model", str(tmp_path), "--max_tokens", "8"],
