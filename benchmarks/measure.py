@@ -46,8 +46,9 @@ def parse_arguments(description: str, **numbers: int) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_random_model(quick: bool, **shape: int) -> Path:
-    """A folder with random weights in the bundled model's shape, full-canvas attention."""
+def write_random_model(quick: bool, block_length: int | None = None, **shape: int) -> Path:
+    """A folder with random weights in the bundled model's shape, full-canvas attention unless
+    it gets a block length."""
     folder = Path(mkdtemp(prefix="diffusiongpt-bench-"))
     atexit.register(shutil.rmtree, folder)
     numbers = {**SHAPE, **(MINUSCULE if quick else {}), **shape}
@@ -59,8 +60,8 @@ def write_random_model(quick: bool, **shape: int) -> Path:
     section = {
         "version": 1,
         "mask_token_id": MASK,
-        "attention": "bidirectional",
-        "block_length": None,
+        "attention": "bidirectional" if block_length is None else "block_causal",
+        "block_length": block_length,
         "logit_shift": False,
         "stop_token_ids": [STOP],
         "never_emit_token_ids": [0, 1, MASK],

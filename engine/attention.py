@@ -16,10 +16,8 @@ Legend: T packed tokens, L tokens of a segment, H heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+
+from diffusiongpt.engine.cache import SlotCache
 
 PACKED_ATTENTION = "diffusiongpt_packed"
 
@@ -37,7 +37,7 @@ _CACHED_MASKS = 256
 _CACHED_TILINGS = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionPlan:
     """Who sees whom in a row of packed tokens.
 
@@ -45,16 +45,20 @@ class AttentionPlan:
         lengths: tokens of each segment in the order of the row; their sum is T.
         block_length: block-causal attention: position i sees j where block(j) <= block(i),
             positions counted from the segment's start. None: a segment sees all of itself.
+        caches: of each segment, or empty; a segment with a cache goes on where that ends.
     """
 
     lengths: tuple[int, ...]
     block_length: int | None = None
+    caches: tuple[SlotCache | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths must be at least one length >= 1, got {self.lengths}")
         if self.block_length is not None and self.block_length < 1:
             raise ValueError(f"block_length must be at least 1, got {self.block_length}")
+        if len(self.caches) not in (0, len(self.lengths)):
+            raise ValueError(f"{len(self.lengths)} segments have {len(self.caches)} caches")
 
     @cached_property
     def num_tokens(self) -> int:
@@ -62,9 +66,29 @@ class AttentionPlan:
         return sum(self.lengths)
 
     @cached_property
-    def runs(self) -> tuple[tuple[int, int], ...]:
-        """Equally long neighbours as (count, length): lengths 5, 5, 3 are (2, 5), (1, 3)."""
-        return tuple((len(list(run)), length) for length, run in groupby(self.lengths))
+    def runs(self) -> tuple[Run, ...]:
+        """Equally long neighbours together, but each segment that has a cache alone."""
+        runs: list[Run] = []
+        start = 0
+        caches = self.caches or (None,) * len(self.lengths)
+        for length, cache in zip(self.lengths, caches, strict=True):
+            last = runs[-1] if runs else None
+            if last and cache is None and last.cache is None and last.length == length:
+                runs[-1] = Run(last.start, last.count + 1, length, None)
+            else:
+                runs.append(Run(start, 1, length, cache))
+            start += length
+        return tuple(runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` neighbours of `length` tokens each, from token `start` of the row on."""
+
+    start: int
+    count: int
+    length: int
+    cache: SlotCache | None
 
 
 def packed_attention(
@@ -104,14 +128,20 @@ def packed_attention(
             f"got queries of shape {tuple(query.shape)}"
         )
     outputs = []
-    for start, count, length in _spans(attention_plan):
-        tokens = slice(start, start + count * length)
+    for run in attention_plan.runs:
+        tokens = slice(run.start, run.start + run.count * run.length)
+        keys, values = (_by_segment(heads[0, :, tokens], run.length) for heads in (key, value))
+        num_before = 0
+        if run.cache is not None:
+            num_before = run.cache.length
+            keys, values = run.cache.extend(_layer_of(module), keys, values)
         output = _attend(
-            _by_segment(query[0, :, tokens], length),
-            _by_segment(key[0, :, tokens], length),
-            _by_segment(value[0, :, tokens], length),
-            Limits.of(length, sliding_window, attention_plan.block_length),
+            _by_segment(query[0, :, tokens], run.length),
+            keys,
+            values,
+            Limits.of(keys.shape[2], sliding_window, attention_plan.block_length),
             scaling,
+            num_before,
         )
         outputs.append(output.flatten(0, 1))
     return torch.cat(outputs)[None], None
@@ -121,12 +151,11 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """The mask function that transformers calls: the plan says who sees whom."""
 
 
-def _spans(plan: AttentionPlan) -> Iterator[tuple[int, int, int]]:
-    """Each run of equally long segments as (first token, segments, length)."""
-    start = 0
-    for count, length in plan.runs:
-        yield start, count, length
-        start += count * length
+def _layer_of(module: nn.Module) -> int:
+    layer = module.layer_idx
+    if not isinstance(layer, int):
+        raise ValueError(f"{type(module).__name__} does not say which layer it is")
+    return layer
 
 
 def _by_segment(heads: Tensor, length: int) -> Tensor:
@@ -170,23 +199,27 @@ class Tile:
 
 
 @lru_cache(maxsize=_CACHED_TILINGS)
-def _tiles(length: int, limits: Limits) -> tuple[Tile, ...]:
+def _tiles(begin: int, length: int, limits: Limits) -> tuple[Tile, ...]:
+    """The queries begin..length of a segment, tile by tile."""
     if limits.window is None and limits.block_length is None:
-        return (Tile(0, length, 0, length),)
-    stops = (min(start + _TILE, length) for start in range(0, length, _TILE))
+        return (Tile(begin, length, 0, length),)
+    starts = range(begin, length, _TILE)
+    stops = (min(start + _TILE, length) for start in starts)
     return tuple(
         Tile(start, stop, *limits.keys(start, stop, length))
-        for start, stop in zip(range(0, length, _TILE), stops, strict=True)
+        for start, stop in zip(starts, stops, strict=True)
     )
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, limits: Limits, scaling: float) -> Tensor:
-    """(n, H, L, D) each to (n, L, H, D)."""
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, limits: Limits, scaling: float, num_before: int
+) -> Tensor:
+    """(n, H, L, D) to (n, L, H, D); keys and values have `num_before` positions more in front."""
     outputs = []
-    for tile in _tiles(query.shape[2], limits):
+    for tile in _tiles(num_before, key.shape[2], limits):
         keys = slice(tile.first, tile.last)
         output = F.scaled_dot_product_attention(
-            query[:, :, tile.start : tile.stop],
+            query[:, :, tile.start - num_before : tile.stop - num_before],
             key[:, :, keys],
             value[:, :, keys],
             attn_mask=_mask(tile, limits, query.dtype, query.device),

@@ -22,6 +22,7 @@ class EngineConfig:
             `deterministic`.
         head_chunk: rows that go through the output head at once; bounds the logits' memory.
         max_waiting: requests that may wait for a slot.
+        cache_blocks: keep the keys and values of settled blocks (block-causal models; exact).
         deterministic: pad every forward to `token_budget` tokens and every head call to
             `head_chunk` rows, so that a request's tokens are bit for bit the same in any
             company. Slower.
@@ -37,6 +38,7 @@ class EngineConfig:
     token_budget: int | None = None
     head_chunk: int = 512
     max_waiting: int = 256
+    cache_blocks: bool = True
     deterministic: bool = False
 
     def __post_init__(self) -> None:

@@ -62,7 +62,10 @@ class Engine:
             device=config.device,
         )
         self._scheduler = Scheduler(
-            table=table, token_budget=self._token_budget, max_waiting=config.max_waiting
+            table=table,
+            token_budget=self._token_budget,
+            max_waiting=config.max_waiting,
+            uses_cache=self._is_block_causal and config.cache_blocks and not model.logit_shift,
         )
 
     @classmethod
@@ -265,8 +268,7 @@ class Engine:
         windows = [running.window() for running in batch]
         commits = denoise(self._model, self._head, self._scheduler.table, windows, facts)
         for running, step in zip(batch, commits.step.tolist(), strict=True):
-            running.block_step = step
-            running.nfe += 1
+            running.note_forward(step)
         updates: list[tuple[Running, list[int], list[int], list[float]]] = [
             (running, [], [], []) for running in batch
         ]

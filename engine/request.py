@@ -50,6 +50,11 @@ class BlockPlan:
         last = (self.end - 1 - origin) // self.block_length
         return last - first + 1
 
+    @property
+    def fits_context(self) -> bool:
+        """Whether the model sees the whole canvas at once, so that no window ever moves."""
+        return self.window(self.end)[0] == 0
+
     def block_end(self, start: int) -> int:
         """Where the block that holds canvas position `start` ends, cut at the completion."""
         origin = 0 if self.aligned else self.prompt_length

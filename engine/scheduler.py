@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.engine.frame import Usage
 from diffusiongpt.engine.request import Request, is_blind
@@ -28,6 +29,7 @@ class Running:
         masked: positions still to fill, in the completion and in the block.
         step_base: budget spent by the blocks before this one; block_step: by this one.
         unsent: (position, token id) committed since the last frame.
+        cache: keys and values of settled blocks, where the model has them.
     """
 
     request: Request
@@ -47,6 +49,7 @@ class Running:
     num_commit_steps: int = 0
     nfe: int = 0
     unsent: list[tuple[int, int]] = field(default_factory=list)
+    cache: SlotCache | None = None
 
     @property
     def step(self) -> int:
@@ -54,9 +57,19 @@ class Running:
         return self.step_base + self.block_step
 
     def window(self) -> Window:
-        """What the model sees of the canvas in the next step."""
+        """What the model computes of the canvas in the next step."""
         start, stop = self.request.blocks.window(self.block_end)
+        if self.cache is not None:
+            return Window(self.slot, self.cache.length, stop, self.cache)
         return Window(self.slot, start, stop)
+
+    def note_forward(self, step: int) -> None:
+        """Note that a forward took the block to `step`; it saw all settled blocks clean."""
+        self.block_step = step
+        self.nfe += 1
+        if self.cache is not None:
+            block_length = self.request.blocks.block_length
+            self.cache.length = self.block_start // block_length * block_length
 
     def fill(
         self, positions: Sequence[int], token_ids: Sequence[int], stop_ids: frozenset[int]
@@ -99,11 +112,13 @@ class Scheduler:
 
     Attributes:
         token_budget: most tokens of one packed forward. max_waiting: bound of the queue.
+        uses_cache: whether requests keep the keys and values of their settled blocks.
     """
 
     table: SlotTable
     token_budget: int
     max_waiting: int
+    uses_cache: bool = False
     waiting: deque[Request] = field(default_factory=deque)
     running: dict[str, Running] = field(default_factory=dict)
 
@@ -130,11 +145,22 @@ class Scheduler:
         length = request.params.max_tokens
         slot = self.table.take(request.prompt, length, request.integers(), request.reals())
         running = Running(
-            request=request, slot=slot, text=text, filled=bytearray(length), masked=length
+            request=request,
+            slot=slot,
+            text=text,
+            filled=bytearray(length),
+            masked=length,
+            cache=self._new_cache(request),
         )
         self.running[request.request_id] = running
         self.enter_block(running, start=len(request.prompt))
         return running
+
+    def _new_cache(self, request: Request) -> SlotCache | None:
+        # A window that moves gives its tokens new positions, and with them new keys.
+        if self.uses_cache and request.blocks.fits_context:
+            return SlotCache(request.blocks.window(request.blocks.end)[1])
+        return None
 
     def enter_block(self, running: Running, start: int) -> None:
         """Point a request at the block that holds canvas position `start`."""

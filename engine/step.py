@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.commit import choose_positions, commits_due
 from diffusiongpt.engine.randomness import Purpose, counter_keys
 from diffusiongpt.engine.sampling import DrawParams, Draws, Head, RowStatistics
@@ -41,16 +42,26 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The canvas positions start..stop of a slot that the model sees in this step."""
+    """The canvas positions start..stop of a slot that the model computes in this step.
+
+    With a cache it sees those before them as well, and positions count from the canvas's start;
+    without one they count from `start`.
+    """
 
     slot: int
     start: int
     stop: int
+    cache: SlotCache | None = None
 
     @property
     def length(self) -> int:
         """Tokens of the window."""
         return self.stop - self.start
+
+    @property
+    def first_position_id(self) -> int:
+        """What the model takes the window's first token to stand at."""
+        return 0 if self.cache is None else self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,13 +224,22 @@ def _forward(
     """The hidden states (T, H) of all windows, packed one after another."""
     lengths = [window.length for window in windows]
     ids = torch.cat([table.ids[w.slot, w.start : w.stop] for w in windows])
-    position_ids = torch.cat([torch.arange(n, device=ids.device) for n in lengths])
+    position_ids = torch.cat(
+        [
+            torch.arange(w.first_position_id, w.first_position_id + w.length, device=ids.device)
+            for w in windows
+        ]
+    )
+    caches = [window.cache for window in windows]
     if padding := max(facts.num_tokens - len(ids), 0):
         ids = torch.cat([ids, ids.new_zeros(padding)])
         position_ids = torch.cat([position_ids, position_ids.new_zeros(padding)])
         whole, rest = divmod(padding, _PADDING_SEGMENT)
         lengths += [_PADDING_SEGMENT] * whole + [rest] * bool(rest)
-    plan = AttentionPlan(lengths=tuple(lengths), block_length=facts.block_length)
+        caches += [None] * (len(lengths) - len(caches))
+    plan = AttentionPlan(
+        lengths=tuple(lengths), block_length=facts.block_length, caches=tuple(caches)
+    )
     return model.backbone(ids[None], position_ids[None], plan)
 
 

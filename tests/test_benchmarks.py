@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 KEYS = {
     "bench_single.py": ("times_faster", "median"),
     "bench_batch.py": ("times_the_rate", "median"),
+    "bench_cache.py": ("times_faster", "median"),
     "bench_forward.py": ("bundled", "share_of_large_product"),
 }
 
