@@ -35,6 +35,7 @@ BlockLength = Annotated[
     int | None, typer.Option(help="Positions denoised at a time; 0 is the whole canvas.")
 ]
 Threshold = Annotated[float | None, typer.Option(help="Gate of the policy threshold.")]
+Factor = Annotated[float | None, typer.Option(help="Gate of the policy factor.")]
 EntropyBound = Annotated[float | None, typer.Option(help="Gate of entropy_bound, in nats.")]
 Gap = Annotated[int | None, typer.Option(help="Least distance of one step's commits.")]
 Temperature = Annotated[float | None, typer.Option(help="Of the token draw; 0 is greedy.")]
@@ -143,6 +144,7 @@ def generate(
     steps: Steps = None,
     block_length: BlockLength = None,
     threshold: Threshold = None,
+    factor: Factor = None,
     entropy_bound: EntropyBound = None,
     gap: Gap = None,
     temperature: Temperature = None,
@@ -159,6 +161,7 @@ def generate(
         "steps": steps,
         "block_length": block_length,
         "threshold": threshold,
+        "factor": factor,
         "entropy_bound": entropy_bound,
         "gap": gap,
         "temperature": temperature,

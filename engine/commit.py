@@ -27,6 +27,7 @@ class PolicyRows:
     entropy: Tensor
     hitting_time: Tensor
     log_threshold: Tensor
+    factor: Tensor
     entropy_bound: Tensor
     adaptive: Tensor
     timed: Tensor
@@ -93,10 +94,15 @@ def within_gates(
     entropy = statistics.entropy.gather(1, order)
     # EB-sampler (arXiv 2505.24857): the joint entropy is at most the sum, and at least the maximum
     spent = entropy.cumsum(dim=-1) - entropy.cummax(dim=-1).values
+    log_top = statistics.log_top.gather(1, order)
+    # Fast-dLLM's factor rule (arXiv 2505.22618) for n = 1, 2, ... in order
+    count = torch.arange(1, order.shape[1] + 1, device=order.device)
+    doubt = (count + 1) * -torch.expm1(log_top)
     gates = (
         allowed.gather(1, order)
         & (policy.adaptive | policy.timed)[:, None]
-        & (statistics.log_top.gather(1, order) > policy.log_threshold[:, None])
+        & (log_top > policy.log_threshold[:, None])
+        & (doubt < policy.factor[:, None])
         & (spent <= policy.entropy_bound[:, None])
         & (~policy.timed[:, None] | (hitting.gather(1, order) >= time[:, None]))
     )

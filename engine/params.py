@@ -23,7 +23,8 @@ class GenerationParams:
         policy: name of a commit policy (`policies.PRESETS`).
         steps: budget of denoising steps for the whole completion, in 1..max_tokens. Policies
             with an equal share spread their commits over it (default: one token a step);
-            `threshold` and `entropy_bound` treat it as an upper limit (default: none);
+            adaptive ones (`threshold`, `factor`, `entropy_bound`) treat it as an upper limit
+            (default: none);
             `ancestral` divides time into that many intervals (default: continuous time).
         block_length: positions denoised at a time, left to right (semi-autoregressive);
             None is the model's own, 0 is the whole canvas at once.
@@ -32,7 +33,7 @@ class GenerationParams:
         temperature: of the token draw; 0 takes the most likely token. Ranks are never tempered.
         top_p, top_k: truncation of the token draw (1.0 and 0 are off).
         seed: 64-bit; None draws one. The same seed gives the same tokens in any company.
-        threshold, entropy_bound: the preset's gate, replaced.
+        threshold, factor, entropy_bound: the preset's gate, replaced.
         gap: commits of one step are at least this many positions apart where the gates allow
             a choice (1 is off).
         stop: strings that end the completion and are not part of it.
@@ -50,6 +51,7 @@ class GenerationParams:
     top_k: int | None = None
     seed: int | None = None
     threshold: float | None = None
+    factor: float | None = None
     entropy_bound: float | None = None
     gap: int | None = None
     stop: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ class GenerationParams:
         _check_integer("top_k", self.top_k, 0, None)
         _check_integer("seed", self.seed, SEED_MIN, SEED_MAX)
         _check_number("threshold", self.threshold, 0.0, 1.0)
+        _check_number("factor", self.factor, 0.0, math.inf)
         _check_number("entropy_bound", self.entropy_bound, 0.0, math.inf)
         _check_integer("gap", self.gap, 1, None)
         self._check_stop()

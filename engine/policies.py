@@ -14,6 +14,8 @@ sharpens the text even with a perfect denoiser (arXiv 2510.04525).
 | margin        | top-1 less top-2 | an equal share                          | 2502.06768 |
 | entropy       | low entropy      | an equal share                          | 2508.15487 |
 | threshold     | top probability  | all above `threshold`, at least one     | 2505.22618 |
+| factor        | top probability  | n while (n + 1)(1 - its n-th confidence)| 2505.22618 |
+|               |                  | is below `factor`, at least one         |            |
 | entropy_bound | low entropy      | while summed entropy, less its maximum, | 2505.24857 |
 |               |                  | is within `entropy_bound`               |            |
 
@@ -37,6 +39,8 @@ class Policy:
         confidence, margin, entropy, hitting_time: weights of log p_max, p_max - p_second, -H
             (nats) and the hitting time in the score.
         threshold: commit while the top probability is greater than this.
+        factor: commit the n most confident while (n + 1)(1 - p) of the n-th is below this; at 1
+            greedy parallel commits equal greedy ones one by one (Fast-dLLM, theorem 1).
         entropy_bound: commit while the summed entropy of the chosen, less its maximum, is at
             most this many nats.
         timed: commit the positions whose hitting time has come, and only those.
@@ -48,6 +52,7 @@ class Policy:
     entropy: float = 0.0
     hitting_time: float = 0.0
     threshold: float = -INFINITY
+    factor: float = INFINITY
     entropy_bound: float = INFINITY
     timed: bool = False
     adaptive: bool = False
@@ -61,6 +66,7 @@ PRESETS: Mapping[str, Policy] = MappingProxyType(
         "margin": Policy(margin=1.0),
         "entropy": Policy(entropy=1.0),
         "threshold": Policy(confidence=1.0, threshold=0.9, adaptive=True),
+        "factor": Policy(confidence=1.0, factor=1.0, adaptive=True),
         "entropy_bound": Policy(entropy=1.0, entropy_bound=0.2, adaptive=True),
     }
 )

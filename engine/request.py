@@ -15,6 +15,7 @@ from diffusiongpt.engine.policies import PRESETS, Policy
 from diffusiongpt.engine.slots import SlotIntegers, SlotReals
 
 MAX_GAP = 64
+GATES = ("threshold", "factor", "entropy_bound")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,7 @@ class Request:
             entropy=self.policy.entropy,
             hitting_time=self.policy.hitting_time,
             log_threshold=math.log(threshold) if threshold > 0.0 else -math.inf,
+            factor=self.policy.factor,
             entropy_bound=self.policy.entropy_bound,
         )
 
@@ -178,7 +180,7 @@ def fill_defaults(params: GenerationParams, info: ModelInfo) -> GenerationParams
     }
     if params.policy in (None, defaults.policy):
         # A gate of the model's default policy means nothing to another policy.
-        for name in ("threshold", "entropy_bound"):
+        for name in GATES:
             if getattr(params, name) is None:
                 filled[name] = getattr(defaults, name)
     if params.block_length is None:
@@ -208,15 +210,11 @@ def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
 def _resolve_policy(params: GenerationParams, info: ModelInfo) -> Policy:
     name = params.policy or info.defaults.policy or "entropy_bound"
     preset = PRESETS[name]
-    gates = {
-        gate: getattr(params, gate)
-        for gate in ("threshold", "entropy_bound")
-        if getattr(params, gate) is not None
-    }
+    gates = {gate: getattr(params, gate) for gate in GATES if getattr(params, gate) is not None}
     if gates and not preset.adaptive:
         gate = next(iter(gates))
         raise InvalidRequest(
-            f"{gate} is a gate of the policies threshold and entropy_bound; "
+            f"{gate} is a gate of the policies {', '.join(GATES)}; "
             f"{name} commits by its step budget alone, got {gate}={gates[gate]!r}",
             gate,
         )

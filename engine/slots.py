@@ -50,6 +50,7 @@ class SlotReals:
     entropy: float
     hitting_time: float
     log_threshold: float
+    factor: float
     entropy_bound: float
 
 
@@ -137,6 +138,7 @@ class SlotTable:
             entropy=reals["entropy"],
             hitting_time=reals["hitting_time"],
             log_threshold=reals["log_threshold"],
+            factor=reals["factor"],
             entropy_bound=reals["entropy_bound"],
             adaptive=integers["adaptive"].bool(),
             timed=integers["timed"].bool(),

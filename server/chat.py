@@ -48,7 +48,15 @@ _NAMES = {
     "prompt": "messages",
     **{
         name: f"diffusion.{name}"
-        for name in ("policy", "steps", "block_length", "threshold", "entropy_bound", "gap")
+        for name in (
+            "policy",
+            "steps",
+            "block_length",
+            "threshold",
+            "factor",
+            "entropy_bound",
+            "gap",
+        )
     },
 }
 
@@ -96,6 +104,7 @@ def to_params(ask: ChatRequest, info: ModelInfo) -> GenerationParams:
         top_k=ask.top_k,
         seed=ask.seed,
         threshold=options.threshold,
+        factor=options.factor,
         entropy_bound=options.entropy_bound,
         gap=options.gap,
         stop=stop,

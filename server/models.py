@@ -60,6 +60,7 @@ def _describe(info: ModelInfo, created: int) -> dict[str, Any]:
                 "top_p": defaults.top_p,
                 "top_k": defaults.top_k,
                 "threshold": defaults.threshold,
+                "factor": defaults.factor,
                 "entropy_bound": defaults.entropy_bound,
                 "gap": defaults.gap,
                 "max_tokens": defaults.max_tokens,

@@ -63,6 +63,7 @@ class DiffusionOptions(_Wire):
         None, description="positions denoised at a time, 0 for the whole canvas"
     )
     threshold: float | None = Field(None, description="gate of the policy threshold")
+    factor: float | None = Field(None, description="gate of the policy factor")
     entropy_bound: float | None = Field(None, description="gate of entropy_bound, in nats")
     gap: int | None = Field(None, description="least distance of one step's commits")
     edits: bool | dict[str, Any] = Field(False, description="only false, for now")

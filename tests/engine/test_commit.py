@@ -25,6 +25,7 @@ def policy_rows(policies: list[Policy], gaps: list[int]) -> PolicyRows:
         entropy=column("entropy"),
         hitting_time=column("hitting_time"),
         log_threshold=column("threshold").clamp(min=0).log(),
+        factor=column("factor"),
         entropy_bound=column("entropy_bound"),
         adaptive=column("adaptive").bool(),
         timed=column("timed").bool(),
@@ -67,6 +68,7 @@ def reference(
             holds = (
                 i in spaced
                 and math.exp(rows[i]["log_top"]) > policy.threshold
+                and (len(entropies) + 1) * (1 - math.exp(rows[i]["log_top"])) < policy.factor - 1e-6
                 and sum(entropies) - max(entropies) <= policy.entropy_bound + 1e-6
                 and (not policy.timed or rows[i]["hitting"] >= time)
             )

@@ -90,6 +90,8 @@ def test_one_token_a_step_draws_from_the_chain_itself(fields: dict[str, object])
         ({"policy": "entropy_bound", "entropy_bound": 1.0, "gap": 3}, 21.0, 0.05),
         ({"policy": "entropy_bound", "entropy_bound": 2.0, "gap": 4}, 18.0, 0.08),
         ({"policy": "threshold", "threshold": 0.6}, 31.0, 0.08),
+        ({"policy": "factor", "factor": 1.0}, 31.5, 0.03),
+        ({"policy": "factor", "factor": 2.0}, 20.0, 0.45),
         ({"policy": "random", "steps": 8, "gap": 4}, 8.0, 0.08),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
