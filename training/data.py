@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from diffusiongpt.training.chats import generated_chats, story_requests
-from diffusiongpt.training.config import DataConfig
+from diffusiongpt.training.config import ConfigError, DataConfig
 from diffusiongpt.training.tokenizer import END_OF_TEXT, IM_END, special_ids
 
 Ids = npt.NDArray[np.int32]
@@ -298,7 +298,7 @@ class RowDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, builder: RowBuilder, seed: int = 0) -> None:
         if not builder.rows:
-            raise ValueError("there is no row to train on: the files gave no text that fits")
+            raise ConfigError("there is no row to train on: the files gave no text that fits")
         order = np.random.default_rng(seed).permutation(len(builder.rows))
         self.tokens = np.stack([builder.rows[i][0] for i in order])  # (N, L)
         self.segments = np.stack([builder.rows[i][1] for i in order])

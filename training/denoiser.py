@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from diffusiongpt.training.attention import IMPLEMENTATION, bidirectional_masks, block_masks
-from diffusiongpt.training.config import ModelConfig
+from diffusiongpt.training.config import ConfigError, ModelConfig
 from diffusiongpt.training.loss import Nll, nll_of_logits, weighted_loss
 
 
@@ -22,7 +22,7 @@ def build_network(
             config.init_from, attn_implementation=IMPLEMENTATION, dtype=torch.float32
         )
         if network.config.vocab_size < vocab_size:
-            raise ValueError(
+            raise ConfigError(
                 f"model.init_from has {network.config.vocab_size} tokens, "
                 f"the tokenizer has {vocab_size}"
             )

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffusiongpt.training.config import ConfigError
+
 Ids = npt.NDArray[np.int64]
 
 
@@ -20,7 +22,7 @@ class NgramModel:
 
     def __init__(self, order: int, vocab_size: int, discount: float = 0.8) -> None:
         if order < 1:
-            raise ValueError(f"order must be >= 1, got {order}")
+            raise ConfigError(f"order must be >= 1, got {order}")
         self.order, self.vocab_size, self.discount = order, vocab_size, discount
         self._grams: list[tuple[Ids, Ids]] = []  # per length n: sorted hashes and their counts
         self._contexts: list[tuple[Ids, Ids, Ids]] = []  # sorted hashes, counts, successors

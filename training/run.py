@@ -48,6 +48,8 @@ def load_tokenizer(folder: str) -> Any:
     """The tokenizer of a folder, checked for our special tokens."""
     if not folder:
         raise ConfigError("data.tokenizer has no value; pass --tokenizer FOLDER")
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise ConfigError(f"there is no tokenizer.json in {folder!r}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     special_ids(tokenizer)
     return tokenizer
@@ -139,12 +141,14 @@ def sft(config: TrainingConfig) -> Path:
 
 def load_denoiser(folder: str | Path) -> tuple[Denoiser, Any]:
     """An exported folder as a float32 denoiser, and its tokenizer."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(f"there is no model folder {str(folder)!r}")
     network = ModernBertForMaskedLM.from_pretrained(
         str(folder), attn_implementation=IMPLEMENTATION, dtype=torch.float32
     )
     section = getattr(network.config, "diffusion", None)
     if section is None:
-        raise ValueError(f"{folder} has no diffusion section in its config.json")
+        raise ConfigError(f"{folder} has no diffusion section in its config.json")
     denoiser = Denoiser(
         network,
         "block" if section["attention"] == "block_causal" else "masked",

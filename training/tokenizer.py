@@ -9,6 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from diffusiongpt.training.config import ConfigError
+
 PAD = "<|pad|>"
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
@@ -31,7 +33,7 @@ def train_tokenizer(
     """Learn a byte-level BPE of `vocab_size` tokens, special tokens included, from `texts`."""
     floor = len(SPECIAL_TOKENS) + 256
     if vocab_size < floor:
-        raise ValueError(
+        raise ConfigError(
             f"vocab_size must be >= {floor} (256 bytes and the specials), got {vocab_size}"
         )
     tokenizer = Tokenizer(models.BPE())
@@ -67,7 +69,7 @@ def special_ids(tokenizer: Any) -> dict[str, int]:
     for token in SPECIAL_TOKENS:
         position = tokenizer.convert_tokens_to_ids(token)
         if position is None or position == tokenizer.unk_token_id:
-            raise ValueError(f"the tokenizer has no token {token!r}")
+            raise ConfigError(f"the tokenizer has no token {token!r}")
         ids[token] = int(position)
     return ids
 
