@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusiongpt.engine.frame import Change, FinishReason, Frame, Usage
     from diffusiongpt.engine.info import ModelInfo
     from diffusiongpt.engine.params import GenerationParams
+    from diffusiongpt.engine.score import Score
     from diffusiongpt.engine.worker import EngineWorker, Generation
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "Usage": "frame",
     "ModelInfo": "info",
     "GenerationParams": "params",
+    "Score": "score",
     "EngineWorker": "worker",
     "Generation": "worker",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "LoadError",
     "ModelInfo",
     "QueueFull",
+    "Score",
     "Usage",
 ]
 

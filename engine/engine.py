@@ -24,6 +24,7 @@ from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.request import Request, prepare_request
 from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
+from diffusiongpt.engine.score import Score, ScoreMethod, score_tokens
 from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.step import denoise
 from diffusiongpt.engine.text import TextCanvas, TextUpdate
@@ -110,10 +111,47 @@ class Engine:
         """Logits (T, V) float32 of one canvas, before any shift or ban."""
         return self._model.logits(token_ids)
 
+    def score(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        prompt: Prompt = (),
+        method: ScoreMethod = "bound",
+        draws: int = 16,
+        seed: int = 0,
+    ) -> list[Score]:
+        """How likely the model finds each text (or token ids) after the prompt.
+
+        Args:
+            method: "bound" estimates the evidence lower bound with `draws` noise levels,
+                "leave_one_out" sums each token's NLL given all the others.
+
+        Raises:
+            InvalidRequest: a text is empty or longer than the context.
+        """
+        given = self._as_ids(prompt)
+        return [
+            score_tokens(
+                self._model,
+                self._head,
+                given,
+                self._as_ids(text),
+                method=method,
+                draws=draws,
+                seed=seed,
+                token_budget=self._token_budget,
+                num_bytes=len(text.encode()) if isinstance(text, str) else None,
+            )
+            for text in as_prompts(texts)
+        ]
+
+    def _as_ids(self, prompt: Prompt) -> Sequence[int]:
+        return self.encode(prompt) if isinstance(prompt, str) else prompt
+
     def prepare(self, prompt: Prompt, params: GenerationParams | None = None) -> Request:
         """Check a request and fill in its defaults, without starting it; raises InvalidRequest."""
         params = params or GenerationParams()
-        token_ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = self._as_ids(prompt)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need a model folder with a tokenizer", "stop")
         request = prepare_request(f"request-{next(self._ids)}", token_ids, params, self.info)

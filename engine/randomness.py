@@ -31,6 +31,8 @@ class Purpose(IntEnum):
 
     ORDER = 1  # hitting times
     DRAW = 2  # Gumbel noise of the token draw
+    TIME = 3  # noise levels of a score
+    MASK = 4  # which positions a score masks
 
 
 def counter_keys(

@@ -105,6 +105,16 @@ class Head:
             torch.cat([part.log_prob for part in parts]),
         )
 
+    def log_prob(self, hidden: Tensor, token_id: Tensor) -> Tensor:
+        """Log-probability (R,) of a given token at each row of `hidden` (R, H), bans applied."""
+        parts = []
+        for part, wanted in zip(
+            torch.split(hidden, self._chunk), torch.split(token_id, self._chunk), strict=True
+        ):
+            logits = self._logits(part)
+            parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
+        return torch.cat(parts)
+
     def _logits(self, hidden: Tensor) -> Tensor:
         num_rows = len(hidden)
         if self._pad and num_rows < self._chunk:

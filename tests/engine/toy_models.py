@@ -35,6 +35,7 @@ class ToyModel:
     name = "toy"
     family = SimpleNamespace(name="toy")
     num_parameters = 0
+    device = torch.device("cpu")
 
     @property
     def attention(self) -> str:
