@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffusiongpt.engine.canvas import Hole, Infill
     from diffusiongpt.engine.completion import Completion
     from diffusiongpt.engine.config import EngineConfig
     from diffusiongpt.engine.engine import Engine
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EngineConfig": "config",
+    "Hole": "canvas",
+    "Infill": "canvas",
     "Completion": "completion",
     "Engine": "engine",
     "ContextLengthExceeded": "errors",
@@ -61,6 +64,8 @@ __all__ = [
     "Frame",
     "Generation",
     "GenerationParams",
+    "Hole",
+    "Infill",
     "InvalidRequest",
     "LoadError",
     "ModelInfo",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from diffusiongpt.engine.canvas import Canvas, Infill
 from diffusiongpt.engine.errors import EngineFailure
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.randomness import wrap_64
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Infill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,17 +20,19 @@ class Completion:
     Attributes:
         text: its content. token_ids: its tokens up to and including the end-of-text token.
         finish_reason: why it ended. usage: what it cost.
+        fills: of an infill, the text of each hole.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    fills: tuple[str, ...] = ()
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as a list; a flat list of integers is one prompt."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | Infill):
         return [prompts]
     token_ids = [each for each in prompts if isinstance(each, int)]
     if token_ids:
@@ -44,20 +47,33 @@ def seeds_of(seed: int | None, count: int) -> list[int | None]:
     return [wrap_64(seed + index) for index in range(count)]
 
 
-def complete(frames: Sequence[Frame]) -> Completion:
-    """The completion that a request's frames add up to; raises EngineFailure when it has none."""
+def complete(
+    frames: Sequence[Frame], canvas: Canvas, decode: Callable[[Sequence[int]], str] | None
+) -> Completion:
+    """The completion that a request's frames add up to.
+
+    Args:
+        decode: gives the holes of an infill their text; None without a tokenizer.
+
+    Raises:
+        EngineFailure: the request failed.
+    """
     last = frames[-1]
     if last.finish_reason is FinishReason.ERROR:
         raise EngineFailure(last.error or "the engine failed")
     if last.finish_reason is None or last.usage is None:
         raise EngineFailure("the request ended without a last frame")
-    tokens = dict(token for frame in frames for token in frame.tokens)
-    token_ids = tuple(
-        tokens[position] for position in range(last.usage.completion_tokens) if position in tokens
-    )
+    tokens = dict(canvas.given)
+    tokens |= dict(token for frame in frames for token in frame.tokens)
+    end = len(canvas.region) if canvas.is_infill else last.usage.completion_tokens
+    token_ids = tuple(tokens[position] for position in range(end) if position in tokens)
+    fills: tuple[str, ...] = ()
+    if canvas.is_infill and decode is not None:
+        fills = tuple(decode(token_ids[start:stop]) for start, stop in canvas.holes)
     return Completion(
         text="".join(frame.content for frame in frames),
         token_ids=token_ids,
         finish_reason=last.finish_reason,
         usage=last.usage,
+        fills=fills,
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.canvas import Canvas, Hole, Infill
 from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete, seeds_of
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.describe import describe_model, token_budget_of
@@ -21,7 +22,7 @@ from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.loader import LoadedModel, load_model
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.engine.request import Request, prepare_request
+from diffusiongpt.engine.request import Request, prepare_infill, prepare_request
 from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
 from diffusiongpt.engine.score import Score, ScoreMethod, score_tokens
@@ -113,9 +114,9 @@ class Engine:
 
     def score(
         self,
-        texts: Prompt | Sequence[Prompt],
+        texts: str | Sequence[str | Sequence[int]],
         *,
-        prompt: Prompt = (),
+        prompt: str | Sequence[int] = (),
         method: ScoreMethod = "bound",
         draws: int = 16,
         seed: int = 0,
@@ -142,19 +143,23 @@ class Engine:
                 token_budget=self._token_budget,
                 num_bytes=len(text.encode()) if isinstance(text, str) else None,
             )
-            for text in as_prompts(texts)
+            for text in ([texts] if isinstance(texts, str) else texts)
         ]
 
-    def _as_ids(self, prompt: Prompt) -> Sequence[int]:
-        return self.encode(prompt) if isinstance(prompt, str) else prompt
+    def _as_ids(self, text: str | Sequence[int]) -> Sequence[int]:
+        return self.encode(text) if isinstance(text, str) else text
 
     def prepare(self, prompt: Prompt, params: GenerationParams | None = None) -> Request:
         """Check a request and fill in its defaults, without starting it; raises InvalidRequest."""
         params = params or GenerationParams()
-        token_ids = self._as_ids(prompt)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need a model folder with a tokenizer", "stop")
-        request = prepare_request(f"request-{next(self._ids)}", token_ids, params, self.info)
+        name = f"request-{next(self._ids)}"
+        if isinstance(prompt, Infill):
+            parts = [p if isinstance(p, Hole) else self._as_ids(p) for p in prompt.parts]
+            request = prepare_infill(name, Canvas.of_parts(parts), params, self.info)
+        else:
+            request = prepare_request(name, self._as_ids(prompt), params, self.info)
         if request.blocks.max_window > self._token_budget:
             raise InvalidRequest(
                 f"prompt and max_tokens need {request.blocks.max_window} tokens in one forward, "
@@ -253,7 +258,10 @@ class Engine:
                 self.add(backlog.pop())
             for frame in self.step():
                 collected.setdefault(frame.request_id, []).append(frame)
-        return [complete(collected[request.request_id]) for request in requests]
+        decode = None if self.tokenizer is None else self.tokenizer.decode
+        return [
+            complete(collected[request.request_id], request.canvas, decode) for request in requests
+        ]
 
     def _turn(self) -> Iterator[Frame]:
         while not self.is_idle:
@@ -279,7 +287,11 @@ class Engine:
         frames = []
         while (request := self._scheduler.next_admissible()) is not None:
             running = self._scheduler.seat(request, self._new_text(request))
-            frames.append(_frame(running))
+            update = None
+            if running.text is not None and request.canvas.given:
+                given = ((position, token_id, 1.0) for position, token_id in request.canvas.given)
+                update = running.text.commit(given)
+            frames.append(_frame(running, update=update))
         return frames
 
     def _new_text(self, request: Request) -> TextCanvas | None:
@@ -351,7 +363,9 @@ class Engine:
     def _finish_reason(self, running: Running, update: TextUpdate) -> FinishReason | None:
         if update.stopped or running.has_ended:
             return FinishReason.STOP
-        return FinishReason.LENGTH if running.masked == 0 else None
+        if running.masked:
+            return None
+        return FinishReason.STOP if running.request.canvas.is_infill else FinishReason.LENGTH
 
     def _finish(
         self,
@@ -421,5 +435,5 @@ def _bare_frame(
         masked=request.params.max_tokens,
         finish_reason=finish_reason,
         error=error,
-        usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=0, steps=0, nfe=0),
+        usage=Usage(prompt_tokens=request.canvas.num_given, completion_tokens=0, steps=0, nfe=0),
     )

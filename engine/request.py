@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from diffusiongpt.engine.canvas import Canvas
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
@@ -24,6 +25,7 @@ class BlockPlan:
 
     Attributes:
         prompt_length: positions before the completion. length: positions of the completion.
+        suffix_length: positions after it.
         block_length: positions of a block; the whole completion when it is the canvas.
         aligned: blocks start at multiples of `block_length` of the canvas (block-causal
             models, whose attention is cut there) and not at the completion's start.
@@ -37,19 +39,19 @@ class BlockPlan:
     aligned: bool
     lookahead: int
     context_length: int
+    suffix_length: int = 0
 
     @property
     def end(self) -> int:
         """The canvas position after the completion."""
         return self.prompt_length + self.length
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that hold at least one position of the completion."""
-        origin = 0 if self.aligned else self.prompt_length
-        first = (self.prompt_length - origin) // self.block_length
-        last = (self.end - 1 - origin) // self.block_length
-        return last - first + 1
+    def spans_from(self, start: int) -> Iterator[tuple[int, int]]:
+        """The blocks from canvas position `start` on, as (start, end)."""
+        while start < self.end:
+            end = self.block_end(start)
+            yield start, end
+            start = end
 
     @property
     def fits_context(self) -> bool:
@@ -72,8 +74,8 @@ class BlockPlan:
             stop = math.ceil(block_end / self.block_length) * self.block_length
             over = max(stop - self.context_length, 0)
             return math.ceil(over / self.block_length) * self.block_length, stop
-        if self.end <= self.context_length:
-            return 0, self.end
+        if self.end + self.suffix_length <= self.context_length:
+            return 0, self.end + self.suffix_length
         stop = min(block_end + self.lookahead, self.end)
         return max(stop - self.context_length, 0), stop
 
@@ -83,7 +85,7 @@ class BlockPlan:
         if self.aligned:
             stop = math.ceil(self.end / self.block_length) * self.block_length
             return min(stop, self.context_length)
-        return min(self.end, self.context_length)
+        return min(self.end + self.suffix_length, self.context_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +94,23 @@ class Request:
 
     Attributes:
         request_id: the engine's name for it.
-        prompt: token ids. params: every field filled in but `lookahead` and `steps`.
+        canvas: what is given and what is masked.
+        params: every field filled in but `lookahead` and `steps`.
         policy: the preset with the request's own gates. blocks: the canvas's plan.
         steps: budget of denoising steps.
     """
 
     request_id: str
-    prompt: tuple[int, ...]
+    canvas: Canvas
     params: GenerationParams
     policy: Policy
     blocks: BlockPlan
     steps: int
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The token ids before the completion."""
+        return self.canvas.prompt
 
     def integers(self) -> SlotIntegers:
         """The whole numbers of its slot."""
@@ -138,6 +146,36 @@ def is_blind(policy: Policy) -> bool:
     return not (policy.confidence or policy.margin or policy.entropy or policy.adaptive)
 
 
+def prepare_infill(
+    request_id: str, canvas: Canvas, params: GenerationParams, info: ModelInfo
+) -> Request:
+    """A request that fills the holes of a canvas; `max_tokens` follows from it.
+
+    An end of text within a hole leaves the rest of the hole to the model and has no text.
+
+    Raises:
+        InvalidRequest: with the offending value and what would be accepted.
+    """
+    if info.attention == "block_causal" and canvas.is_infill:
+        raise InvalidRequest(
+            f"{info.name} is block-causal and sees nothing after its block; "
+            "infilling needs a bidirectional model",
+            "prompt",
+        )
+    if params.stop:
+        raise InvalidRequest(
+            f"stop strings cannot end an infill, got {len(params.stop)} of them", "stop"
+        )
+    if params.steps is not None and params.steps > canvas.num_masked:
+        raise InvalidRequest(
+            f"steps must be in 1..{canvas.num_masked}, one for each masked position, "
+            f"got {params.steps}",
+            "steps",
+        )
+    params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
+    return _prepare(request_id, canvas, params, info)
+
+
 def prepare_request(
     request_id: str, prompt: Sequence[int], params: GenerationParams, info: ModelInfo
 ) -> Request:
@@ -146,23 +184,31 @@ def prepare_request(
     Raises:
         InvalidRequest: with the offending value and what would be accepted.
     """
-    prompt = tuple(prompt)
-    _check_prompt(prompt, info)
+    _check_max_tokens(params, info)
+    return _prepare(request_id, Canvas.of_completion(prompt, params.max_tokens), params, info)
+
+
+def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: ModelInfo) -> Request:
+    _check_prompt(canvas.known, info)
     params = fill_defaults(params, info)
     policy = _resolve_policy(params, info)
     if params.gap is not None and params.gap > MAX_GAP:
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
-    blocks = _plan_blocks(len(prompt), params, info)
-    steps = params.max_tokens if params.steps is None else params.steps
-    if steps < blocks.num_blocks:
+    blocks = _plan_blocks(canvas, params, info)
+    steps = canvas.num_masked if params.steps is None else params.steps
+    num_blocks = sum(
+        None in canvas.region[start - blocks.prompt_length : end - blocks.prompt_length]
+        for start, end in blocks.spans_from(blocks.prompt_length)
+    )
+    if steps < num_blocks:
         raise InvalidRequest(
-            f"steps must be at least {blocks.num_blocks}, one for each block of "
+            f"steps must be at least {num_blocks}, one for each block of "
             f"{blocks.block_length} in {params.max_tokens} tokens, got {steps}",
             "steps",
         )
     return Request(
         request_id=request_id,
-        prompt=prompt,
+        canvas=canvas,
         params=params,
         policy=policy,
         blocks=blocks,
@@ -225,11 +271,14 @@ def _resolve_policy(params: GenerationParams, info: ModelInfo) -> Policy:
     return dataclasses.replace(preset, **gates)
 
 
-def _plan_blocks(prompt_length: int, params: GenerationParams, info: ModelInfo) -> BlockPlan:
+def _check_max_tokens(params: GenerationParams, info: ModelInfo) -> None:
     if params.max_tokens > info.max_tokens:
         raise InvalidRequest(
             f"max_tokens must be in 1..{info.max_tokens}, got {params.max_tokens}", "max_tokens"
         )
+
+
+def _plan_blocks(canvas: Canvas, params: GenerationParams, info: ModelInfo) -> BlockPlan:
     aligned = info.attention == "block_causal"
     block_length = params.block_length
     if aligned:
@@ -250,15 +299,28 @@ def _plan_blocks(prompt_length: int, params: GenerationParams, info: ModelInfo) 
     block_length = block_length or params.max_tokens
     lookahead = block_length if params.lookahead is None else params.lookahead
     blocks = BlockPlan(
-        prompt_length=prompt_length,
+        prompt_length=len(canvas.prompt),
         length=params.max_tokens,
+        suffix_length=len(canvas.suffix),
         block_length=block_length,
         aligned=aligned,
         lookahead=0 if full_canvas else lookahead,
         context_length=info.context_length,
     )
+    if canvas.is_infill:
+        _check_infill(blocks)
     _check_context(blocks, full_canvas=full_canvas)
     return blocks
+
+
+def _check_infill(blocks: BlockPlan) -> None:
+    total = blocks.end + blocks.suffix_length
+    if total > blocks.context_length:
+        raise ContextLengthExceeded(
+            f"the texts and holes make {total} tokens, more than the model's context of "
+            f"{blocks.context_length}",
+            "prompt",
+        )
 
 
 def _check_context(blocks: BlockPlan, *, full_canvas: bool) -> None:

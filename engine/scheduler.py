@@ -94,9 +94,10 @@ class Running:
     def usage(self) -> Usage:
         """What the request has cost so far."""
         end = self.stopped_at + 1 if self.has_ended and self.stopped_at is not None else None
-        filled = len(self.filled) - self.masked
+        canvas = self.request.canvas
+        filled = canvas.num_masked - self.masked
         return Usage(
-            prompt_tokens=len(self.request.prompt),
+            prompt_tokens=canvas.num_given,
             completion_tokens=filled if end is None else end,
             steps=self.num_commit_steps,
             nfe=self.nfe,
@@ -142,14 +143,14 @@ class Scheduler:
 
     def seat(self, request: Request, text: TextCanvas | None) -> Running:
         """Give a request its slot and enter its first block."""
-        length = request.params.max_tokens
-        slot = self.table.take(request.prompt, length, request.integers(), request.reals())
+        canvas = request.canvas
+        slot = self.table.take(canvas, request.integers(), request.reals())
         running = Running(
             request=request,
             slot=slot,
             text=text,
-            filled=bytearray(length),
-            masked=length,
+            filled=bytearray(each is not None for each in canvas.region),
+            masked=canvas.num_masked,
             cache=self._new_cache(request),
         )
         self.running[request.request_id] = running
@@ -168,18 +169,22 @@ class Scheduler:
         running.step_base += running.block_step
         running.block_step = 0
         running.block_start, running.block_end = start, blocks.block_end(start)
-        running.block_masked = running.block_end - start
+        origin = len(running.request.prompt)
+        running.block_masked = running.filled.count(0, start - origin, running.block_end - origin)
         running.block_steps = share_of_steps(
             steps_left=running.request.steps - running.step_base,
             block_tokens=running.block_masked,
             tokens_left=running.masked,
-            blocks_after=blocks.num_blocks - running.block - 1,
+            blocks_after=sum(
+                0 in running.filled[begin - origin : end - origin]
+                for begin, end in blocks.spans_from(running.block_end)
+            ),
         )
         self.table.enter_block(running.slot, start, running.block_end, running.block_steps)
 
     def advance(self, running: Running) -> None:
-        """Move on to the next block when this one is full."""
-        if running.block_masked == 0 and running.masked:
+        """Move on to the next block with a mask when this one is full."""
+        while running.block_masked == 0 and running.masked:
             running.block += 1
             self.enter_block(running, start=running.block_end)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.canvas import Canvas
 from diffusiongpt.engine.commit import PolicyRows
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 
@@ -97,17 +98,20 @@ class SlotTable:
         """Slots that hold no request."""
         return len(self._free)
 
-    def take(
-        self, prompt: Sequence[int], length: int, integers: SlotIntegers, reals: SlotReals
-    ) -> int:
-        """Seat a request: its prompt, then `length` masks. Returns the slot."""
+    def take(self, canvas: Canvas, integers: SlotIntegers, reals: SlotReals) -> int:
+        """Seat a request: what is given of its canvas, and masks. Returns the slot."""
         slot = self._free.pop()
         device = self.ids.device
-        start, end = len(prompt), len(prompt) + length
-        self.ids[slot].fill_(self._mask_token_id)
-        self.ids[slot, :start] = torch.tensor(list(prompt), dtype=torch.long, device=device)
+        length = len(canvas.region)
+        start, end = len(canvas.prompt), len(canvas.prompt) + length
+        whole = (*canvas.prompt, *canvas.region, *canvas.suffix)
+        mask = self._mask_token_id
+        ids = [mask if each is None else each for each in whole]
+        self.ids[slot].fill_(mask)
+        self.ids[slot, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
         self.masked[slot].fill_(False)
-        self.masked[slot, start:end] = True
+        masked = [each is None for each in canvas.region]
+        self.masked[slot, start:end] = torch.tensor(masked, device=device)
         self.integers[slot] = torch.tensor(_values(integers), dtype=torch.long, device=device)
         self.reals[slot] = torch.tensor(_values(reals), dtype=torch.float32, device=device)
         positions = torch.arange(length, device=device)

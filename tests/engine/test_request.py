@@ -45,10 +45,13 @@ def model_info(*, block_causal: bool = False) -> ModelInfo:
         ({"top_k": -1}, "top_k must be at least 0, got -1"),
         ({"seed": 2**63}, "seed must be in -9223372036854775808..9223372036854775807"),
         ({"gap": 0}, "gap must be at least 1, got 0"),
-        ({"gap": 65}, "gap must be in 1..64, got 65"),
+        ({"max_tokens": 8, "gap": 65}, "gap must be in 1..64, got 65"),
         ({"stop": ("",)}, "each stop string must have 1 to 1024 characters, got ''"),
         ({"stop": ("a",) * 17}, "stop takes at most 16 strings, got 17"),
-        ({"policy": "random", "threshold": 0.5}, "threshold is a gate of the policies"),
+        (
+            {"max_tokens": 8, "policy": "random", "threshold": 0.5},
+            "threshold is a gate of the policies",
+        ),
         ({"max_tokens": 40, "block_length": 4, "steps": 9}, "steps must be at least 10"),
         ({"max_tokens": 100, "block_length": 60}, "must leave room for text"),
     ],
@@ -121,7 +124,7 @@ def test_blocks_cover_the_completion_and_windows_fit_the_context(
             assert low % block == 0
             assert high % block == 0
         start, blocks = end, blocks + 1
-    assert blocks == plan.num_blocks
+    assert blocks == len(list(plan.spans_from(plan.prompt_length)))
 
 
 @settings(max_examples=200, deadline=None)

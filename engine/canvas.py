@@ -1,0 +1,130 @@
+"""What a request's canvas holds at the start: a prompt, a region with masks, a suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusiongpt.engine.errors import InvalidRequest
+
+MAX_HOLES = 64
+MAX_POSITIONS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A stretch of `length` masked positions, to be filled."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Infill:
+    """A prompt with holes: texts (or token ids) and `Hole`s in the order of the text.
+
+    >>> Infill("Once upon a time", Hole(8), "lived happily ever after.")
+    """
+
+    parts: tuple[str | Sequence[int] | Hole, ...]
+
+    def __init__(self, *parts: str | Sequence[int] | Hole) -> None:
+        object.__setattr__(self, "parts", parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """Token ids of a canvas; None is a mask.
+
+    Attributes:
+        prompt: before the region. region: from the first mask to the last, what is between
+            masks included. suffix: after it; only a bidirectional model sees that.
+    """
+
+    prompt: tuple[int, ...]
+    region: tuple[int | None, ...]
+    suffix: tuple[int, ...] = ()
+
+    @classmethod
+    def of_completion(cls, prompt: Sequence[int], length: int) -> Canvas:
+        """A prompt and `length` masks."""
+        return cls(prompt=tuple(prompt), region=(None,) * length)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Sequence[int] | Hole]) -> Canvas:
+        """Token ids and holes in order.
+
+        Raises:
+            InvalidRequest: no hole, too many of them, or one without a position.
+        """
+        holes = [part for part in parts if isinstance(part, Hole)]
+        if not 1 <= len(holes) <= MAX_HOLES:
+            raise InvalidRequest(
+                f"an infill must have 1 to {MAX_HOLES} holes, got {len(holes)}", "prompt"
+            )
+        ids: list[int | None] = []
+        for part in parts:
+            if isinstance(part, Hole):
+                if isinstance(part.length, bool) or not isinstance(part.length, int):
+                    raise InvalidRequest(
+                        f"a hole's length must be an integer, got {part.length!r}", "prompt"
+                    )
+                if not 1 <= part.length <= MAX_POSITIONS:
+                    raise InvalidRequest(
+                        f"a hole's length must be in 1..{MAX_POSITIONS}, got {part.length}",
+                        "prompt",
+                    )
+                ids += [None] * part.length
+            elif None in part:
+                raise InvalidRequest("a text between holes must hold token ids, got None", "prompt")
+            else:
+                ids += part
+            if len(ids) > MAX_POSITIONS:
+                raise InvalidRequest(
+                    f"texts and holes may make {MAX_POSITIONS} tokens at most", "prompt"
+                )
+        first = ids.index(None)
+        last = len(ids) - ids[::-1].index(None)
+        return cls(
+            prompt=tuple(each for each in ids[:first] if each is not None),
+            region=tuple(ids[first:last]),
+            suffix=tuple(each for each in ids[last:] if each is not None),
+        )
+
+    @property
+    def given(self) -> tuple[tuple[int, int], ...]:
+        """(position in the region, token id) of what is given between masks."""
+        return tuple((p, each) for p, each in enumerate(self.region) if each is not None)
+
+    @property
+    def num_masked(self) -> int:
+        """Positions to fill."""
+        return self.region.count(None)
+
+    @property
+    def num_given(self) -> int:
+        """Tokens of the canvas that the request brought along."""
+        return len(self.prompt) + len(self.region) - self.num_masked + len(self.suffix)
+
+    @property
+    def is_infill(self) -> bool:
+        """Whether anything is given after the first mask."""
+        return bool(self.suffix) or self.num_masked < len(self.region)
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Every given token id, in order."""
+        between = tuple(each for each in self.region if each is not None)
+        return (*self.prompt, *between, *self.suffix)
+
+    @property
+    def holes(self) -> tuple[tuple[int, int], ...]:
+        """Runs of masks as (start, stop) in the region."""
+        spans: list[tuple[int, int]] = []
+        for position, each in enumerate(self.region):
+            if each is not None:
+                continue
+            if spans and spans[-1][1] == position:
+                spans[-1] = (spans[-1][0], position + 1)
+            else:
+                spans.append((position, position + 1))
+        return tuple(spans)

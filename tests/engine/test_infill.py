@@ -1,0 +1,130 @@
+"""Infilling: what is given stays, holes see both sides, and the law is the model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusiongpt.engine.canvas import Canvas, Hole, Infill
+from diffusiongpt.engine.engine import Engine
+from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
+from diffusiongpt.engine.frame import FinishReason
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.engine.replay import Replay
+
+from tiny_models import CONTEXT_LENGTH, write_modernbert
+from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+from toy_models import HashModel, MarkovModel, markov_chain, toy_engine
+
+SECTION = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [0, 2, MASK]}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder: Path = tmp_path_factory.mktemp("model")
+    write_modernbert(folder, vocab_size=VOCAB_SIZE, seed=3, section=SECTION)
+    return Engine.from_pretrained(write_tiny_tokenizer(folder), dtype="float32")
+
+
+def test_a_canvas_knows_its_prompt_region_and_suffix():
+    canvas = Canvas.of_parts([[1, 2], Hole(2), [3], Hole(1), Hole(1), [4, 5]])
+    assert canvas.prompt == (1, 2)
+    assert canvas.region == (None, None, 3, None, None)
+    assert canvas.suffix == (4, 5)
+    assert canvas.given == ((2, 3),)
+    assert canvas.holes == ((0, 2), (3, 5))
+    assert (canvas.num_masked, canvas.num_given) == (4, 5)
+
+
+@pytest.mark.parametrize("policy", PRESETS)
+def test_what_is_given_stays_and_every_hole_is_filled(policy: str):
+    engine = toy_engine(HashModel(vocab_size=40, context_length=64))
+    params = GenerationParams(policy=policy, seed=1)
+    infill = Infill([1, 2], Hole(5), [7, 8, 9], Hole(3), [11])
+    done = engine.generate([infill], params)[0]
+    assert done.token_ids[5:8] == (7, 8, 9)
+    assert len(done.token_ids) == 11
+    assert engine._model.mask_token_id not in done.token_ids
+    assert done.finish_reason is FinishReason.STOP
+    assert done.usage.completion_tokens == 8
+    assert done.usage.prompt_tokens == 6
+
+
+def test_an_infill_with_nothing_after_its_hole_is_a_completion():
+    engine = toy_engine(HashModel(vocab_size=40, context_length=64))
+    params = GenerationParams(max_tokens=9, policy="confidence", seed=4, ignore_eos=True)
+    plain, holed = engine.generate([[1, 2, 3], Infill([1, 2, 3], Hole(9))], params)
+    one, other = (
+        engine.generate([prompt], params)[0] for prompt in ([1, 2, 3], Infill([1, 2, 3], Hole(9)))
+    )
+    assert plain.token_ids == one.token_ids == other.token_ids
+    assert len(holed.token_ids) == 9
+
+
+def test_blocks_skip_what_is_given():
+    engine = toy_engine(HashModel(vocab_size=40, context_length=64))
+    params = GenerationParams(policy="confidence", block_length=4, seed=2)
+    done = engine.generate([Infill([1], Hole(2), list(range(5, 17)), Hole(2), [3])], params)[0]
+    assert done.token_ids[2:14] == tuple(range(5, 17))
+    assert done.usage.nfe == 4
+
+
+def test_one_token_a_step_draws_from_the_bridge_between_both_sides():
+    length, num = 6, 4000
+    chain = MarkovModel(markov_chain(states=4, seed=3), context_length=length)
+    engine = toy_engine(chain, num_slots=512, token_budget=512 * length, max_waiting=num)
+    params = GenerationParams(policy="random", temperature=1.0, seed=0)
+    infill = Infill([1], Hole(4), [2])
+    drawn = torch.tensor([c.token_ids for c in engine.generate([infill] * num, params)])
+    power = torch.linalg.matrix_power(chain.transition, 4)
+    for position in range(4):
+        left = torch.linalg.matrix_power(chain.transition, position + 1)[1]
+        right = torch.linalg.matrix_power(chain.transition, 4 - position)[:, 2]
+        exact = left * right / (power @ chain.transition)[1, 2]
+        seen = torch.bincount(drawn[:, position], minlength=4) / num
+        assert (seen - exact).abs().sum() / 2 < 0.03
+
+
+def test_the_same_infill_in_company_is_the_same():
+    engine = toy_engine(HashModel(vocab_size=40, context_length=64))
+    infill = Infill([1, 2], Hole(5), [7, 8, 9], Hole(3), [11])
+    alone = engine.generate([infill], GenerationParams(max_tokens=20, seed=5))[0]
+    company = engine.generate([infill, [3, 4], infill], GenerationParams(max_tokens=20, seed=5))
+    assert company[0].token_ids == alone.token_ids
+
+
+def test_text_fills_and_frames_agree(engine: Engine):
+    infill = Infill("the cat ", Hole(4), " on the mat and ", Hole(3), " in the sun")
+    params = GenerationParams(seed=3, temperature=0.7, watch=True)
+    done = engine.generate([infill], params)[0]
+    frames = list(engine.stream(infill, params))
+    replay = Replay()
+    for frame in frames:
+        replay.apply(frame.set, frame.unset)
+    assert "".join(frame.content for frame in frames) == replay.text == done.text
+    assert len(done.fills) == 2
+    assert " on the mat and " in done.text
+
+
+def test_what_cannot_be_filled_is_refused(engine: Engine, tmp_path: Path):
+    for parts, words in (
+        (("no hole",), "1 to 64 holes, got 0"),
+        (("a", Hole(0)), "must be in 1..1000000, got 0"),
+        (("a", Hole(-3)), "got -3"),
+        (("a", Hole(True)), "must be an integer, got True"),
+        ((Hole(1),) * 65, "got 65"),
+    ):
+        with pytest.raises(InvalidRequest, match=words):
+            engine.prepare(Infill(*parts))
+    with pytest.raises(ContextLengthExceeded, match=str(CONTEXT_LENGTH)):
+        engine.prepare(Infill("a", Hole(CONTEXT_LENGTH), "b"))
+    with pytest.raises(InvalidRequest, match="stop strings cannot end an infill"):
+        engine.prepare(Infill("a", Hole(2), "b"), GenerationParams(stop=("x",)))
+    with pytest.raises(InvalidRequest, match=r"steps must be in 1\.\.2"):
+        engine.prepare(Infill("a", Hole(2), "b"), GenerationParams(steps=3))
+    blocks = Engine.from_pretrained(write_modernbert(tmp_path, block_length=8))
+    with pytest.raises(InvalidRequest, match="block-causal and sees nothing after"):
+        blocks.prepare(Infill([10], Hole(2), [11]))
