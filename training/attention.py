@@ -108,8 +108,13 @@ def _chunked_masks(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    scores = torch.matmul(query, (key * scaling).transpose(-1, -2)) + mask
-    return torch.matmul(scores.softmax(-1), value)
+    """SDPA of every chunk as a row of its own: (B, H, N, C, D) over (B, H, N, K, D) keys."""
+    rows, heads, chunks, length, size = query.shape
+    flat = (x.transpose(1, 2).reshape(rows * chunks, heads, -1, size) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(
+        *flat, attn_mask=mask.flatten(0, 2)[:, None], scale=scaling
+    )
+    return out.view(rows, chunks, heads, length, size).transpose(1, 2)
 
 
 def _with_previous_chunk(x: Tensor) -> Tensor:
@@ -152,6 +157,8 @@ def _stream_attention(
     return torch.cat([noisy_out, out], dim=2)
 
 
+# Not compiled: the fused backward of the chunks took half of a whole step (docs/LOG.md).
+@torch.compiler.disable
 def training_attention(
     module: torch.nn.Module,
     query: Tensor,
