@@ -73,6 +73,9 @@ def serve(
     deterministic: Annotated[
         bool, typer.Option(help="Pad every forward alike: bit for bit the same in any company.")
     ] = False,
+    compile: Annotated[
+        bool, typer.Option(help="Compile the layers at the start: slower to start, then faster.")
+    ] = False,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
     drain_seconds: Annotated[
         int | None, typer.Option(help="How long answers may go on after a stop signal.")
@@ -122,6 +125,7 @@ def serve(
             max_waiting=max_waiting,
             token_budget=token_budget,
             deterministic=deterministic,
+            compile=compile,
         )
         if engine.tokenizer is None:
             fail(f"{engine.info.name} has no tokenizer.json, which serving text needs")

@@ -91,6 +91,8 @@ class Run:
     cache: SlotCache | None
 
 
+# Whose tiles follow the batch: compiled, every new mix of lengths would be compiled again.
+@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: Tensor,

@@ -87,6 +87,8 @@ class Engine:
         loaded = load_model(
             model, family=config.family, dtype=config.dtype, device=config.device, name=name
         )
+        if config.compile:
+            loaded.compile()
         tokenizer = load_tokenizer(
             loaded.folder,
             vocab_size=loaded.vocab_size,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM, PreTrainedModel
 
 from diffusiongpt.engine.attention import AttentionPlan
-from diffusiongpt.engine.errors import InvalidRequest
+from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.families import FamilySpec
 from diffusiongpt.engine.info import AttentionKind
 
@@ -101,6 +101,24 @@ class LoadedModel:
             )
         positions = torch.arange(len(ids), device=self.device)
         return self.head(self.backbone(ids[None], positions[None], self.plan(len(ids))))
+
+    def compile(self) -> None:
+        """Compile each layer for any number of tokens, and try it once; attention stays as it is.
+
+        Raises:
+            LoadError: there is no compiler that works.
+        """
+        for layer in self._network.base_model.layers:
+            layer.compile(dynamic=True)
+        try:
+            with torch.inference_mode():  # as denoising runs; other modes are compiled anew
+                self.logits([self.mask_token_id] * 48)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise LoadError(
+                f"compile is on, but {self.name} could not be compiled here "
+                f"(a C++ compiler is needed): {type(error).__name__}: {reason}"
+            ) from error
 
     def plan(self, *lengths: int) -> AttentionPlan:
         """The plan of segments that all start at position 0 and see what the family sees."""
