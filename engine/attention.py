@@ -16,6 +16,7 @@ Legend: T packed tokens, L tokens of a segment, H heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -91,8 +92,6 @@ class Run:
     cache: SlotCache | None
 
 
-# Whose tiles follow the batch: compiled, every new mix of lengths would be compiled again.
-@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -259,5 +258,7 @@ def _build_mask(
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
-AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+_never_compiled: Callable[[Any], Any] = torch.compiler.disable
+# Never compiled: its tiles follow the batch, so every new mix of lengths would be compiled anew.
+AttentionInterface.register(PACKED_ATTENTION, _never_compiled(packed_attention))
 AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)

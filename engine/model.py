@@ -108,7 +108,8 @@ class LoadedModel:
         Raises:
             LoadError: there is no compiler that works.
         """
-        for layer in self._network.base_model.layers:
+        layers = self._network.base_model.get_submodule("layers")
+        for layer in layers.children():
             layer.compile(dynamic=True)
         try:
             with torch.inference_mode():  # as denoising runs; other modes are compiled anew

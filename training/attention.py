@@ -8,6 +8,7 @@ computed in chunks of the window. B rows, L positions, C chunk, N = L / C chunks
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -110,9 +111,12 @@ def _chunked_masks(
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """SDPA of every chunk as a row of its own: (B, H, N, C, D) over (B, H, N, K, D) keys."""
     rows, heads, chunks, length, size = query.shape
-    flat = (x.transpose(1, 2).reshape(rows * chunks, heads, -1, size) for x in (query, key, value))
+
+    def flat(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(rows * chunks, heads, -1, size)
+
     out = F.scaled_dot_product_attention(
-        *flat, attn_mask=mask.flatten(0, 2)[:, None], scale=scaling
+        flat(query), flat(key), flat(value), mask.flatten(0, 2)[:, None], scale=scaling
     )
     return out.view(rows, chunks, heads, length, size).transpose(1, 2)
 
@@ -157,8 +161,6 @@ def _stream_attention(
     return torch.cat([noisy_out, out], dim=2)
 
 
-# Not compiled: the fused backward of the chunks took half of a whole step (docs/LOG.md).
-@torch.compiler.disable
 def training_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -188,5 +190,7 @@ def _no_mask(*unused: Any, **also_unused: Any) -> None:
     """Masks are always passed in ready; transformers must not build its own."""
 
 
-AttentionInterface.register(IMPLEMENTATION, training_attention)
+_never_compiled: Callable[[Any], Any] = torch.compiler.disable
+# Not compiled: the fused backward of the chunks took half of a whole step (docs/LOG.md).
+AttentionInterface.register(IMPLEMENTATION, _never_compiled(training_attention))
 AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
