@@ -9,6 +9,8 @@ Legend: H key heads, C positions of the canvas, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,11 +42,19 @@ class SlotCache:
         values[:, :, self.length : stop] = value
         return keys[:, :, :stop], values[:, :, :stop]
 
+    def copy(self, start: int, stop: int) -> Tensor:
+        """The keys and values of the positions start..stop, (2 * layers, H, stop - start, D)."""
+        pairs = (self._layers[layer] for layer in sorted(self._layers))
+        return torch.cat([each[:, :, start:stop] for pair in pairs for each in pair])
+
+    def load(self, parts: Sequence[Tensor]) -> None:
+        """Begin with the positions of `parts`, one after another, as `copy` gave them."""
+        whole = torch.cat(list(parts), dim=2)
+        for layer in range(len(whole) // 2):
+            self.extend(layer, whole[2 * layer, None], whole[2 * layer + 1, None])
+        self.length = whole.shape[2]
+
     @property
     def num_bytes(self) -> int:
         """Memory that the buffers take."""
-        return sum(
-            buffer.numel() * torch.finfo(buffer.dtype).bits // 8
-            for pair in self._layers.values()
-            for buffer in pair
-        )
+        return sum(buffer.nbytes for pair in self._layers.values() for buffer in pair)

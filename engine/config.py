@@ -7,6 +7,8 @@ from typing import Literal
 
 from diffusiongpt.engine.errors import LoadError
 
+PREFIX_CACHE_BYTES = 512 * 2**20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -25,6 +27,9 @@ class EngineConfig:
         cache_blocks: keep the keys and values of settled blocks (block-causal models; exact).
         compile: compile the layers at load (needs a C++ compiler and some seconds); large
             batches then take about two thirds of the time.
+        prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
+            alike (exact; needs `cache_blocks`); 0 keeps none, None is 512 MiB, or 0 when
+            `deterministic`, for a forward of another shape rounds differently.
         deterministic: pad every forward to `token_budget` tokens and every head call to
             `head_chunk` rows, so that a request's tokens are bit for bit the same in any
             company. Slower.
@@ -42,6 +47,7 @@ class EngineConfig:
     max_waiting: int = 256
     cache_blocks: bool = True
     compile: bool = False
+    prefix_cache_bytes: int | None = None
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -52,3 +58,20 @@ class EngineConfig:
             raise LoadError(f"max_waiting must be at least 0, got {self.max_waiting}")
         if self.token_budget is not None and self.token_budget < 1:
             raise LoadError(f"token_budget must be at least 1, got {self.token_budget}")
+        self._check_prefix_cache()
+
+    def _check_prefix_cache(self) -> None:
+        if self.prefix_cache_bytes is None or self.prefix_cache_bytes == 0:
+            return
+        if self.prefix_cache_bytes < 0:
+            raise LoadError(f"prefix_cache_bytes must be at least 0, got {self.prefix_cache_bytes}")
+        if self.deterministic:
+            raise LoadError(
+                "prefix_cache_bytes must be 0 or absent when deterministic, because keys that "
+                f"another request computed may round differently, got {self.prefix_cache_bytes}"
+            )
+        if not self.cache_blocks:
+            raise LoadError(
+                "prefix_cache_bytes must be 0 or absent without cache_blocks, "
+                f"got {self.prefix_cache_bytes}"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusiongpt.engine.config import EngineConfig
+from diffusiongpt.engine.config import PREFIX_CACHE_BYTES, EngineConfig
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.model import LoadedModel
@@ -42,3 +42,16 @@ def token_budget_of(config: EngineConfig, info: ModelInfo) -> int:
     if config.token_budget is not None:
         return config.token_budget
     return 4 * info.context_length if config.deterministic else max(8192, info.context_length)
+
+
+def caches_blocks(model: LoadedModel, config: EngineConfig) -> bool:
+    """Whether the keys and values of settled blocks are kept."""
+    # A shifted model's first logit of a block comes from the last position before it.
+    return model.attention == "block_causal" and config.cache_blocks and not model.logit_shift
+
+
+def prefix_cache_bytes_of(config: EngineConfig) -> int:
+    """Memory for settled blocks that outlive their request: what was asked for, or the default."""
+    if config.prefix_cache_bytes is not None:
+        return config.prefix_cache_bytes
+    return 0 if config.deterministic else PREFIX_CACHE_BYTES

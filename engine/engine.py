@@ -17,10 +17,16 @@ from torch import Tensor
 from diffusiongpt.engine.canvas import Canvas, Hole, Infill
 from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete, seeds_of
 from diffusiongpt.engine.config import EngineConfig
-from diffusiongpt.engine.describe import describe_model, token_budget_of
+from diffusiongpt.engine.describe import (
+    caches_blocks,
+    describe_model,
+    prefix_cache_bytes_of,
+    token_budget_of,
+)
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.loader import LoadedModel, load_model
+from diffusiongpt.engine.pages import PageStore
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.request import Request, prepare_infill, prepare_request
 from diffusiongpt.engine.sampling import Head
@@ -67,7 +73,8 @@ class Engine:
             table=table,
             token_budget=self._token_budget,
             max_waiting=config.max_waiting,
-            uses_cache=self._is_block_causal and config.cache_blocks and not model.logit_shift,
+            uses_cache=caches_blocks(model, config),
+            pages=self._new_pages(),
         )
 
     @classmethod
@@ -97,6 +104,12 @@ class Engine:
             chat_template=loaded.chat_template,
         )
         return cls(loaded, tokenizer, config)
+
+    def _new_pages(self) -> PageStore | None:
+        num_bytes = prefix_cache_bytes_of(self.config)
+        if not num_bytes or not caches_blocks(self._model, self.config):
+            return None
+        return PageStore(self.info.block_length or 0, num_bytes)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens spelled out in it are ordinary text."""
@@ -320,7 +333,7 @@ class Engine:
         windows = [running.window() for running in batch]
         commits = denoise(self._model, self._head, self._scheduler.table, windows, facts)
         for running, step in zip(batch, commits.step.tolist(), strict=True):
-            running.note_forward(step)
+            self._scheduler.note_forward(running, step)
         updates: list[tuple[Running, list[int], list[int], list[float]]] = [
             (running, [], [], []) for running in batch
         ]

@@ -43,12 +43,14 @@ class Usage:
         completion_tokens: filled positions up to and including the end-of-text token.
         steps: denoising steps in which the request committed.
         nfe: forwards the request took part in.
+        cached_tokens: tokens of the prompt whose keys and values an earlier request computed.
     """
 
     prompt_tokens: int
     completion_tokens: int
     steps: int
     nfe: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.engine.frame import Usage
+from diffusiongpt.engine.pages import Page, PageStore
 from diffusiongpt.engine.request import Request, is_blind
 from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.step import BatchFacts, Window
@@ -30,6 +31,8 @@ class Running:
         step_base: budget spent by the blocks before this one; block_step: by this one.
         unsent: (position, token id) committed since the last frame.
         cache: keys and values of settled blocks, where the model has them.
+        page: where the path of its settled blocks ends in the shared pages, while it has one.
+        cached_tokens: tokens of the prompt that came from shared pages.
     """
 
     request: Request
@@ -50,6 +53,8 @@ class Running:
     nfe: int = 0
     unsent: list[tuple[int, int]] = field(default_factory=list)
     cache: SlotCache | None = None
+    page: Page | None = None
+    cached_tokens: int = 0
 
     @property
     def step(self) -> int:
@@ -101,6 +106,7 @@ class Running:
             completion_tokens=filled if end is None else end,
             steps=self.num_commit_steps,
             nfe=self.nfe,
+            cached_tokens=self.cached_tokens,
         )
 
 
@@ -114,12 +120,14 @@ class Scheduler:
     Attributes:
         token_budget: most tokens of one packed forward. max_waiting: bound of the queue.
         uses_cache: whether requests keep the keys and values of their settled blocks.
+        pages: settled blocks that requests share, if they do.
     """
 
     table: SlotTable
     token_budget: int
     max_waiting: int
     uses_cache: bool = False
+    pages: PageStore | None = None
     waiting: deque[Request] = field(default_factory=deque)
     running: dict[str, Running] = field(default_factory=dict)
 
@@ -151,17 +159,40 @@ class Scheduler:
             text=text,
             filled=bytearray(each is not None for each in canvas.region),
             masked=canvas.num_masked,
-            cache=self._new_cache(request),
         )
+        self._open_cache(running)
         self.running[request.request_id] = running
         self.enter_block(running, start=len(request.prompt))
         return running
 
-    def _new_cache(self, request: Request) -> SlotCache | None:
+    def _open_cache(self, running: Running) -> None:
+        """Give a request its cache, begun with the blocks of its prompt that are known."""
+        request = running.request
         # A window that moves gives its tokens new positions, and with them new keys.
-        if self.uses_cache and request.blocks.fits_context:
-            return SlotCache(request.blocks.window(request.blocks.end)[1])
-        return None
+        if not self.uses_cache or not request.blocks.fits_context:
+            return
+        running.cache = SlotCache(request.blocks.window(request.blocks.end)[1])
+        if self.pages is None:
+            return
+        running.page = self.pages.take(request.prompt)
+        if known := running.page.path():
+            running.cache.load([page.data for page in known])
+            running.cached_tokens = running.cache.length
+
+    def note_forward(self, running: Running, step: int) -> None:
+        """Note that a forward took a request's block to `step`, and share what it settled."""
+        running.note_forward(step)
+        cache, pages = running.cache, self.pages
+        if cache is None or pages is None or running.page is None:
+            return
+        start = running.page.depth * pages.block_length
+        ids = self.table.ids[running.slot, start : cache.length].tolist()
+        for begin in range(start, cache.length, pages.block_length):
+            end = begin + pages.block_length
+            block = tuple(ids[begin - start : end - start])
+            running.page = pages.put(running.page, block, cache.copy(begin, end))
+            if running.page is None:
+                return
 
     def enter_block(self, running: Running, start: int) -> None:
         """Point a request at the block that holds canvas position `start`."""
@@ -193,6 +224,8 @@ class Scheduler:
         running = self.running.pop(request_id, None)
         if running is not None:
             self.table.give_back(running.slot)
+            if self.pages is not None and running.page is not None:
+                self.pages.give_back(running.page)
         return running
 
     def drop_waiting(self, request_id: str) -> Request | None:

@@ -79,6 +79,19 @@ def test_cached_and_recomputed_answers_are_the_same(engines, mix):
     assert run(cached, mix) == run(recomputed, mix)
 
 
+def test_a_prompt_that_begins_alike_is_not_computed_again_and_gives_the_same_tokens(
+    folder, engines
+):
+    engine = Engine.from_pretrained(folder, dtype="float32")
+    params = GenerationParams(max_tokens=20, seed=4, temperature=0.7, ignore_eos=True)
+    first, second = (
+        engine.generate([prompt_of(50)], params),
+        engine.generate([prompt_of(47)], params),
+    )
+    assert (first[0].usage.cached_tokens, second[0].usage.cached_tokens) == (0, 40)
+    assert second[0].token_ids == run(engines[1], [(47, params)])[0]
+
+
 def test_a_canvas_beyond_the_context_is_recomputed_and_the_same(engines):
     long = [(9, GenerationParams(max_tokens=CONTEXT_LENGTH + 30, seed=3, temperature=0.0))]
     cached, recomputed = engines
@@ -100,8 +113,8 @@ def test_blocks_fed_one_after_another_equal_the_dense_block_mask(model):
     torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_after_the_prompt_a_step_computes_at_most_two_blocks(engines, monkeypatch):
-    engine = engines[0]
+def test_after_the_prompt_a_step_computes_at_most_two_blocks(folder, monkeypatch):
+    engine = Engine.from_pretrained(folder, dtype="float32", prefix_cache_bytes=0)
     computed = []
     backbone = engine._model.backbone
 

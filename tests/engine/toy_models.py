@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.engine import Engine
 
@@ -73,6 +74,33 @@ class HashModel(ToyModel):
         mixed = (ids.double() * torch.arange(1, len(ids) + 1)).sum()
         grid = torch.arange(len(ids))[:, None] * 37.0 + torch.arange(self.vocab_size) * 11.0
         return (3.0 * torch.sin(grid.double() + mixed)).float()
+
+
+class CausalHashModel(ToyModel):
+    """A block-causal HashModel with a cache of one layer, whose keys are the token ids: logits
+    depend on every token up to the end of their block, and on nothing that rounds."""
+
+    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        self.num_forwards += 1
+        self.num_tokens += ids.shape[1]
+        segments = ids[0].split(list(plan.lengths))
+        caches = plan.caches or (None,) * len(segments)
+        return torch.cat([self._see(*each) for each in zip(segments, caches, strict=True)])
+
+    def _see(self, ids: Tensor, cache: SlotCache | None) -> Tensor:
+        if cache is None:
+            return self.denoise(ids)
+        before = cache.length
+        seen, _ = cache.extend(0, ids.view(1, 1, -1, 1), ids.view(1, 1, -1, 1))
+        return self.denoise(seen.flatten())[before:]
+
+    def denoise(self, ids: Tensor) -> Tensor:
+        assert self.block_length is not None
+        places = torch.arange(len(ids))
+        block_end = ((places // self.block_length + 1) * self.block_length).clamp(max=len(ids))
+        mixed = (ids.double() * (1 + places)).cumsum(dim=0)[block_end - 1]
+        grid = places[:, None] * 37.0 + torch.arange(self.vocab_size) * 11.0
+        return (3.0 * torch.sin(grid.double() + mixed[:, None])).float()
 
 
 class ScriptedModel(ToyModel):
