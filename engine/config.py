@@ -22,6 +22,9 @@ class EngineConfig:
         max_tokens: longest completion.
         token_budget: most tokens of one packed forward; None is 8192, or four contexts when
             `deterministic`.
+        row_budget: most positions, over all blocks being denoised, whose distributions one step
+            looks at; bounds the time of a step where the vocabulary is large. None is the
+            token budget, which never binds.
         head_chunk: rows that go through the output head at once; bounds the logits' memory.
         max_waiting: requests that may wait for a slot.
         cache_blocks: keep the keys and values of settled blocks (block-causal models; exact).
@@ -43,6 +46,7 @@ class EngineConfig:
     num_slots: int = 32
     max_tokens: int = 4096
     token_budget: int | None = None
+    row_budget: int | None = None
     head_chunk: int = 512
     max_waiting: int = 256
     cache_blocks: bool = True
@@ -56,8 +60,9 @@ class EngineConfig:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_waiting < 0:
             raise LoadError(f"max_waiting must be at least 0, got {self.max_waiting}")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise LoadError(f"token_budget must be at least 1, got {self.token_budget}")
+        for name in ("token_budget", "row_budget"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")
         self._check_prefix_cache()
 
     def _check_prefix_cache(self) -> None:

@@ -58,6 +58,7 @@ class Engine:
         self._aborted: list[Request] = []
         self.info = describe_model(model, config)
         self._token_budget = token_budget_of(config, self.info)
+        self._row_budget = config.row_budget or self._token_budget
         self._stop_ids = frozenset(model.stop_token_ids)
         banned = torch.tensor(sorted(model.never_emit_token_ids), device=config.device)
         self._head = Head(model.head, banned, chunk=config.head_chunk, pad=config.deterministic)
@@ -72,6 +73,7 @@ class Engine:
         self._scheduler = Scheduler(
             table=table,
             token_budget=self._token_budget,
+            row_budget=self._row_budget,
             max_waiting=config.max_waiting,
             uses_cache=caches_blocks(model, config),
             pages=self._new_pages(),
@@ -180,6 +182,12 @@ class Engine:
                 f"prompt and max_tokens need {request.blocks.max_window} tokens in one forward, "
                 f"more than this engine's token budget of {self._token_budget}",
                 "max_tokens",
+            )
+        if request.blocks.max_rows > self._row_budget:
+            raise InvalidRequest(
+                f"a block of {request.blocks.max_rows} positions is more than one step of this "
+                f"engine may look at: its row budget is {self._row_budget}",
+                "block_length",
             )
         return request
 

@@ -76,13 +76,21 @@ class PageStore:
 
     def take(self, ids: Sequence[int]) -> Page:
         """The page where the longest known path of whole blocks at the start of `ids` ends."""
+        page = self._find(ids)
+        self._refer(page)
+        return page
+
+    def count_known(self, ids: Sequence[int]) -> int:
+        """Whole blocks at the start of `ids` that have a page."""
+        return self._find(ids).depth
+
+    def _find(self, ids: Sequence[int]) -> Page:
         page = self._root
         for start in range(0, len(ids) - self.block_length + 1, self.block_length):
             child = page.children.get(tuple(ids[start : start + self.block_length]))
             if child is None:
                 break
             page = child
-        self._refer(page)
         return page
 
     def put(self, page: Page, ids: tuple[int, ...], data: Tensor) -> Page | None:

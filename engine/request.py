@@ -87,6 +87,11 @@ class BlockPlan:
             return min(stop, self.context_length)
         return min(self.end + self.suffix_length, self.context_length)
 
+    @property
+    def max_rows(self) -> int:
+        """Most positions of a block: what may go through the output head in one step."""
+        return min(self.block_length, self.length)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

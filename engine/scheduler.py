@@ -1,11 +1,10 @@
-"""Who waits and who runs: admission, the blocks of a running request, its end.
+"""Who runs: admission, the blocks of a running request, its end.
 
 Knows token ids and counts; the tensors are in `slots.py`, the text in `text.py`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from diffusiongpt.engine.request import Request, is_blind
 from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.step import BatchFacts, Window
 from diffusiongpt.engine.text import TextCanvas
+from diffusiongpt.engine.waiting import WaitingLine
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,21 +114,25 @@ class Running:
 class Scheduler:
     """Waiting requests in order of arrival, running ones by slot.
 
-    A request is admitted when a slot is free and the longest window it will ever need still
-    fits the token budget beside those of the running ones, so nobody is ever preempted.
+    A request is admissible when a slot is free, and the longest window and the largest block
+    that it will ever have fit the budgets beside those of the running ones, so nobody is ever
+    preempted; whose turn it is among the admissible is the rule of `waiting.py`.
 
     Attributes:
-        token_budget: most tokens of one packed forward. max_waiting: bound of the queue.
+        token_budget: most tokens of one packed forward.
+        row_budget: most rows that go through the output head in one step.
+        max_waiting: bound of the line.
         uses_cache: whether requests keep the keys and values of their settled blocks.
         pages: settled blocks that requests share, if they do.
     """
 
     table: SlotTable
     token_budget: int
+    row_budget: int
     max_waiting: int
     uses_cache: bool = False
     pages: PageStore | None = None
-    waiting: deque[Request] = field(default_factory=deque)
+    waiting: WaitingLine = field(default_factory=WaitingLine)
     running: dict[str, Running] = field(default_factory=dict)
 
     def enqueue(self, request: Request) -> None:
@@ -141,13 +145,33 @@ class Scheduler:
         self.waiting.append(request)
 
     def next_admissible(self) -> Request | None:
-        """Take the request at the head of the queue, if there is room for it now."""
+        """Take the request whose turn it is, if there is room for one now."""
         if not self.waiting or not self.table.num_free:
             return None
-        reserved = sum(running.request.blocks.max_window for running in self.running.values())
-        if reserved + self.waiting[0].blocks.max_window > self.token_budget:
-            return None
-        return self.waiting.popleft()
+        running = [each.request for each in self.running.values()]
+        tokens = self.token_budget - sum(each.blocks.max_window for each in running)
+        rows = self.row_budget - sum(each.blocks.max_rows for each in running)
+        return self.waiting.take_next(
+            lambda request: (
+                request.blocks.max_window <= tokens
+                and request.blocks.max_rows <= rows
+                and not self._is_prompt_underway(request)
+            )
+        )
+
+    def _is_prompt_underway(self, request: Request) -> bool:
+        """Whether the coming step computes a block of the prompt that would be shared after it;
+        it is worth a tick to wait for that."""
+        if self.pages is None or not request.blocks.fits_context:
+            return False
+        stop = (self.pages.count_known(request.prompt) + 1) * self.pages.block_length
+        if stop > len(request.prompt):
+            return False
+        shared = request.prompt[:stop]
+        return any(
+            each.nfe == 0 and each.page is not None and each.request.prompt[:stop] == shared
+            for each in self.running.values()
+        )
 
     def seat(self, request: Request, text: TextCanvas | None) -> Running:
         """Give a request its slot and enter its first block."""
@@ -230,11 +254,7 @@ class Scheduler:
 
     def drop_waiting(self, request_id: str) -> Request | None:
         """Take a request out of the queue; None when it does not wait."""
-        for request in self.waiting:
-            if request.request_id == request_id:
-                self.waiting.remove(request)
-                return request
-        return None
+        return self.waiting.drop(request_id)
 
 
 def share_of_steps(
