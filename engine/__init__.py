@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffusiongpt.engine.frame import Change, FinishReason, Frame, Usage
     from diffusiongpt.engine.info import ModelInfo
     from diffusiongpt.engine.params import GenerationParams
+    from diffusiongpt.engine.pipeline import TextDiffusionPipeline
     from diffusiongpt.engine.score import Score
     from diffusiongpt.engine.worker import EngineWorker, Generation
 
@@ -46,6 +47,7 @@ _HOMES = {
     "Usage": "frame",
     "ModelInfo": "info",
     "GenerationParams": "params",
+    "TextDiffusionPipeline": "pipeline",
     "Score": "score",
     "EngineWorker": "worker",
     "Generation": "worker",
@@ -71,6 +73,7 @@ __all__ = [
     "ModelInfo",
     "QueueFull",
     "Score",
+    "TextDiffusionPipeline",
     "Usage",
 ]
 

@@ -13,6 +13,7 @@ import typer
 
 from diffusiongpt.cli.main import app
 from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.pipeline_options import PipelineOptions
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions
 from diffusiongpt.server.settings import Settings
@@ -52,6 +53,15 @@ def test_every_policy_and_parameter_is_documented():
     assert not {name for name in PRESETS if f"`{name}`" not in API}
     names = {field.name for field in dataclasses.fields(GenerationParams)}
     assert not {name for name in names if f"`{name}`" not in EVERYTHING}
+
+
+def test_every_argument_of_the_pipeline_is_documented():
+    section = API.split("## The Hugging Face pipeline")[1]
+    assert not {
+        field.name
+        for field in dataclasses.fields(PipelineOptions)
+        if f"`{field.name}`" not in section
+    }
 
 
 def flags_of(command):

@@ -69,6 +69,7 @@ def test_the_server_knows_no_tensors():
         "diffusiongpt.engine.params",
         "diffusiongpt.engine.frame",
         "diffusiongpt.engine.families",
+        "diffusiongpt.engine.pipeline_options",
     ],
 )
 def test_what_must_start_at_once_loads_nothing_heavy(module):

@@ -23,6 +23,22 @@ from diffusiongpt.training.tokenizer import (
     special_ids,
 )
 
+# What `transformers.pipeline(..., trust_remote_code=True)` looks for in a folder. The engine
+# itself never runs a line of a folder's code.
+CUSTOM_PIPELINES = {
+    "text-diffusion": {
+        "impl": "pipeline.TextDiffusionPipeline",
+        "pt": ["AutoModelForMaskedLM"],
+        "type": "text",
+    }
+}
+PIPELINE_FILE = '''"""The pipeline of this model: pip install diffusiongpt."""
+
+from diffusiongpt.engine.pipeline import TextDiffusionPipeline
+
+__all__ = ["TextDiffusionPipeline"]
+'''
+
 SAMPLER_DEFAULTS: dict[str, Any] = {
     "policy": "entropy_bound",
     "entropy_bound": 0.5,
@@ -74,11 +90,13 @@ def export_folder(
         model_type="modernbert",
         dtype=str(dtype).removeprefix("torch."),
         diffusion=section,
+        custom_pipelines=CUSTOM_PIPELINES,
     )
     tied = {name: value.to(dtype).contiguous().clone() for name, value in weights.items()}
     save_file(tied, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (out / "pipeline.py").write_text(PIPELINE_FILE, encoding="utf-8")
     save_tokenizer(tokenizer, out)
     return out
 

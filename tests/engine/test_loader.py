@@ -408,3 +408,17 @@ def test_golden_checkpoints_give_the_authors_logits(
     for ids, logits in zip(tensors["input_ids"], tensors[expected], strict=False):
         own = model.logits(ids[:length].tolist())
         torch.testing.assert_close(own, logits[:length], atol=1e-5, rtol=0)
+
+
+def test_code_in_a_folder_is_never_run(folder: Path) -> None:
+    ran = folder / "ran"
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\nraise SystemExit\n"
+    for name in ("pipeline.py", "modeling.py", "configuration.py"):
+        (folder / name).write_text(code)
+    edit_config(
+        folder,
+        auto_map={"AutoConfig": "configuration.C", "AutoModelForMaskedLM": "modeling.M"},
+        custom_pipelines={"text-diffusion": {"impl": "pipeline.P", "pt": ["AutoModelForMaskedLM"]}},
+    )
+    assert load_model(folder).logits(range(8)).isfinite().all()
+    assert not ran.exists()

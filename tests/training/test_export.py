@@ -2,8 +2,9 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer, ModernBertForMaskedLM
+from transformers import AutoTokenizer, ModernBertForMaskedLM, dynamic_module_utils, pipeline
 
+from diffusiongpt.engine.pipeline import TextDiffusionPipeline
 from diffusiongpt.training.export import diffusion_section, export_folder
 from diffusiongpt.training.run import evaluate, export, load_denoiser
 from diffusiongpt.training.tokenizer import special_ids
@@ -72,3 +73,14 @@ def test_an_export_in_bf16_is_evaluated_like_its_source(folder, make_config, tmp
     assert bounds[0].nats_per_token == pytest.approx(bounds[1].nats_per_token, rel=0.02)
     assert bounds[0].bits_per_byte > 0
     assert load_denoiser(tmp_path / "small")[0].block_length == 4
+
+
+def test_an_export_brings_its_pipeline(folder, tmp_path, monkeypatch):
+    path, _ = folder
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    pipe = pipeline("text-diffusion", model=str(path), trust_remote_code=True)
+    assert type(pipe) is TextDiffusionPipeline
+    assert pipe("one day", max_length=24, seed=1)["decoded_texts"][0].startswith("one day")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        pipeline("text-diffusion", model=str(path))
