@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         LoadError,
         QueueFull,
     )
-    from diffusiongpt.engine.frame import Change, FinishReason, Frame, Usage
+    from diffusiongpt.engine.frame import Change, CommittedToken, FinishReason, Frame, Usage
     from diffusiongpt.engine.info import ModelInfo
     from diffusiongpt.engine.params import GenerationParams
     from diffusiongpt.engine.pipeline import TextDiffusionPipeline
@@ -42,6 +42,7 @@ _HOMES = {
     "LoadError": "errors",
     "QueueFull": "errors",
     "Change": "frame",
+    "CommittedToken": "frame",
     "FinishReason": "frame",
     "Frame": "frame",
     "Usage": "frame",
@@ -55,6 +56,7 @@ _HOMES = {
 
 __all__ = [
     "Change",
+    "CommittedToken",
     "Completion",
     "ContextLengthExceeded",
     "Engine",

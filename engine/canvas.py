@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from diffusiongpt.engine.errors import InvalidRequest
 
@@ -13,9 +14,21 @@ MAX_POSITIONS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """A stretch of `length` masked positions, to be filled."""
+    """A stretch of masked positions, to be filled.
 
-    length: int
+    Attributes:
+        length: how many; "auto" (or None) tries the candidates side by side and keeps the one
+            whose committed tokens have the best mean log-probability.
+        candidates: the lengths to try.
+    """
+
+    length: int | Literal["auto"] | None
+    candidates: tuple[int, ...] = (4, 8, 16, 32)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the length is to be found."""
+        return self.length is None or self.length == "auto"
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -29,6 +42,11 @@ class Infill:
 
     def __init__(self, *parts: str | Sequence[int] | Hole) -> None:
         object.__setattr__(self, "parts", parts)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether some hole's length is to be found."""
+        return any(isinstance(part, Hole) and part.is_automatic for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +82,12 @@ class Canvas:
         ids: list[int | None] = []
         for part in parts:
             if isinstance(part, Hole):
+                if part.is_automatic:
+                    raise InvalidRequest(
+                        "a hole of automatic length is filled by Engine.generate, which tries "
+                        f"several; here it must have a length, got {part.length!r}",
+                        "prompt",
+                    )
                 if isinstance(part.length, bool) or not isinstance(part.length, int):
                     raise InvalidRequest(
                         f"a hole's length must be an integer, got {part.length!r}", "prompt"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diffusiongpt.engine.canvas import Canvas, Infill
 from diffusiongpt.engine.errors import EngineFailure
-from diffusiongpt.engine.frame import FinishReason, Frame, Usage
+from diffusiongpt.engine.frame import CommittedToken, FinishReason, Frame, Usage
 from diffusiongpt.engine.randomness import wrap_64
 
 Prompt = str | Sequence[int] | Infill
@@ -21,6 +22,9 @@ class Completion:
         text: its content. token_ids: its tokens up to and including the end-of-text token.
         finish_reason: why it ended. usage: what it cost.
         fills: of an infill, the text of each hole.
+        tokens: every token that was committed, by position, with its log-probability; where a
+            text ended early, those after its end included.
+        lengths: of a hole of automatic length, what was tried: (length, mean log-probability).
     """
 
     text: str
@@ -28,6 +32,15 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     fills: tuple[str, ...] = ()
+    tokens: tuple[CommittedToken, ...] = ()
+    lengths: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Mean log-probability of the committed tokens, -inf when there is none."""
+        if not self.tokens:
+            return -math.inf
+        return math.fsum(each.log_prob for each in self.tokens) / len(self.tokens)
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -63,6 +76,7 @@ def complete(
         raise EngineFailure(last.error or "the engine failed")
     if last.finish_reason is None or last.usage is None:
         raise EngineFailure("the request ended without a last frame")
+    committed = {each.position: each for frame in frames for each in frame.committed}
     tokens = dict(canvas.given)
     tokens |= dict(token for frame in frames for token in frame.tokens)
     end = len(canvas.region) if canvas.is_infill else last.usage.completion_tokens
@@ -76,4 +90,5 @@ def complete(
         finish_reason=last.finish_reason,
         usage=last.usage,
         fills=fills,
+        tokens=tuple(committed[position] for position in sorted(committed)),
     )

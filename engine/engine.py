@@ -25,6 +25,7 @@ from diffusiongpt.engine.describe import (
 )
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
+from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel, load_model
 from diffusiongpt.engine.pages import PageStore
 from diffusiongpt.engine.params import GenerationParams
@@ -261,7 +262,8 @@ class Engine:
         """Complete prompts together in one batch, in the order given.
 
         Args:
-            prompts: one prompt or several; a prompt is text or token ids.
+            prompts: one prompt or several; a prompt is text, token ids or an Infill. A hole of
+                automatic length is tried at each of its candidates, in slots of their own.
             params: for all of them; prompt i draws with the seed plus i.
 
         Raises:
@@ -270,10 +272,31 @@ class Engine:
         params = params or GenerationParams()
         batch = as_prompts(prompts)
         seeds = seeds_of(params.seed, len(batch))
-        requests = [
-            self.prepare(prompt, params.replace(seed=seed))
+        groups = [
+            self._prepare_lengths(prompt, params.replace(seed=seed))
             for prompt, seed in zip(batch, seeds, strict=True)
         ]
+        frames = self._run([request for group in groups for request in group])
+        decode = None if self.tokenizer is None else self.tokenizer.decode
+        completions = []
+        for prompt, group in zip(batch, groups, strict=True):
+            tried = [complete(frames[each.request_id], each.canvas, decode) for each in group]
+            completions.append(
+                best_length(prompt, tried) if isinstance(prompt, Infill) else tried[0]
+            )
+        return completions
+
+    def _prepare_lengths(self, prompt: Prompt, params: GenerationParams) -> list[Request]:
+        """A request for each length that a hole may have: one, if none is automatic."""
+        if not isinstance(prompt, Infill):
+            return [self.prepare(prompt, params)]
+        return [
+            self.prepare(each, limit_steps(params, each) if prompt.is_automatic else params)
+            for each in with_lengths(prompt)
+        ]
+
+    def _run(self, requests: Sequence[Request]) -> dict[str, list[Frame]]:
+        """The frames of each request, all of them done together."""
         collected: dict[str, list[Frame]] = {request.request_id: [] for request in requests}
         backlog = list(reversed(requests))
         while backlog or not self.is_idle:
@@ -281,10 +304,7 @@ class Engine:
                 self.add(backlog.pop())
             for frame in self.step():
                 collected.setdefault(frame.request_id, []).append(frame)
-        decode = None if self.tokenizer is None else self.tokenizer.decode
-        return [
-            complete(collected[request.request_id], request.canvas, decode) for request in requests
-        ]
+        return collected
 
     def _turn(self) -> Iterator[Frame]:
         while not self.is_idle:
@@ -376,6 +396,7 @@ class Engine:
             update = running.text.commit(zip(positions, token_ids, confidences, strict=True))
         reason = self._finish_reason(running, update)
         running.unsent += zip(positions, token_ids, strict=True)
+        running.record(positions, token_ids, confidences)
         if reason is not None:
             return self._finish(running, reason, update)
         watched = running.request.params.watch or running.text is None
@@ -435,6 +456,7 @@ def _frame(
         length=len(running.filled),
         masked=running.masked,
         tokens=tokens,
+        committed=running.take_recorded(),
         set=update.set,
         unset=update.unset,
         content=update.content,

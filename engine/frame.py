@@ -21,6 +21,23 @@ class FinishReason(StrEnum):
     ERROR = "error"  # see Frame.error
 
 
+class CommittedToken(NamedTuple):
+    """A token of a completion, and how it came there.
+
+    `log_prob` is its log-probability at temperature 1 and after bans, given the canvas as it was
+    when it was committed. Where each step commits one position, their sum is the logarithm of
+    the completion's probability in that order; where a step commits several, each is given the
+    same canvas. `step` counts denoising steps from 1, `order` the request's commits from 0;
+    those of one step count from left to right.
+    """
+
+    token_id: int
+    position: int
+    log_prob: float
+    step: int
+    order: int
+
+
 class Change(NamedTuple):
     """A position's text as it stands now.
 
@@ -69,6 +86,7 @@ class Frame:
         length: positions in the completion's canvas. masked: how many are still masked.
         tokens: (position, token id) committed since the frame before; positions count from
             the completion's start.
+        committed: the same tokens with their log-probabilities.
         set, unset: changes of the positions' text (empty unless the request is watched).
         content: text settled since the frame before; append-only.
         settled: number of leading positions that will not change any more.
@@ -82,6 +100,7 @@ class Frame:
     length: int
     masked: int
     tokens: tuple[tuple[int, int], ...] = ()
+    committed: tuple[CommittedToken, ...] = ()
     set: tuple[Change, ...] = ()
     unset: tuple[int, ...] = ()
     content: str = ""

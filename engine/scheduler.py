@@ -5,18 +5,22 @@ Knows token ids and counts; the tensors are in `slots.py`, the text in `text.py`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.errors import QueueFull
-from diffusiongpt.engine.frame import Usage
+from diffusiongpt.engine.frame import CommittedToken, Usage
 from diffusiongpt.engine.pages import Page, PageStore
 from diffusiongpt.engine.request import Request, is_blind
 from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.step import BatchFacts, Window
 from diffusiongpt.engine.text import TextCanvas
 from diffusiongpt.engine.waiting import WaitingLine
+
+# A drawn token's probability may be less than float32 can hold; its logarithm stays finite.
+LEAST_PROBABILITY = 1e-38
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +33,8 @@ class Running:
         block: index of the block, block_start..block_end in canvas positions.
         masked: positions still to fill, in the completion and in the block.
         step_base: budget spent by the blocks before this one; block_step: by this one.
-        unsent: (position, token id) committed since the last frame.
+        unsent: (position, token id) committed since the last frame. recorded: the same tokens
+            with their log-probabilities. num_recorded: commits so far.
         cache: keys and values of settled blocks, where the model has them.
         page: where the path of its settled blocks ends in the shared pages, while it has one.
         cached_tokens: tokens of the prompt that came from shared pages.
@@ -52,6 +57,8 @@ class Running:
     num_commit_steps: int = 0
     nfe: int = 0
     unsent: list[tuple[int, int]] = field(default_factory=list)
+    recorded: list[CommittedToken] = field(default_factory=list)
+    num_recorded: int = 0
     cache: SlotCache | None = None
     page: Page | None = None
     cached_tokens: int = 0
@@ -90,6 +97,23 @@ class Running:
         self.num_commit_steps += 1
         next_mask = self.filled.find(0, self.settled)
         self.settled = len(self.filled) if next_mask < 0 else next_mask
+
+    def record(
+        self, positions: Sequence[int], token_ids: Sequence[int], confidences: Sequence[float]
+    ) -> None:
+        """Keep how the tokens of this step came about, for the next frame."""
+        for position, token_id, confidence in zip(positions, token_ids, confidences, strict=True):
+            log_prob = math.log(max(confidence, LEAST_PROBABILITY))
+            self.recorded.append(
+                CommittedToken(token_id, position, log_prob, self.step, self.num_recorded)
+            )
+            self.num_recorded += 1
+
+    def take_recorded(self) -> tuple[CommittedToken, ...]:
+        """What was recorded since the last frame."""
+        taken = tuple(self.recorded)
+        self.recorded.clear()
+        return taken
 
     @property
     def has_ended(self) -> bool:
