@@ -1,4 +1,4 @@
-"""The commands: serve, generate, chat, and the doors to training."""
+"""The commands: serve, generate, chat, bench, and the doors to training."""
 
 from __future__ import annotations
 
@@ -215,6 +215,65 @@ def chat(
     try:
         make_params(engine, options)
         Conversation(engine, options, system=system, live=sys.stdout.isatty(), pace=pace).run()
+    except EngineError as error:
+        fail(str(error), code=2)
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    family: Family = None,
+    dtype: DType = "auto",
+    device: Device = "cpu",
+    num_slots: Annotated[int, typer.Option(help="Requests that may run at once.")] = 32,
+    token_budget: Annotated[
+        int | None, typer.Option(help="Most tokens of one packed forward.")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option(help="Compile the layers at the start: slower to start, then faster.")
+    ] = False,
+    requests: Annotated[int, typer.Option(help="Requests, all handed over at once.")] = 16,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 64,
+    max_tokens: Annotated[
+        list[int] | None, typer.Option(help="Length of the answers, 128; repeatable, for a mix.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Commit policy; repeatable, for a mix.")
+    ] = None,
+    steps: Steps = None,
+    block_length: BlockLength = None,
+    temperature: Temperature = None,
+    seed: Annotated[int, typer.Option(help="Of the prompts and of the answers.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Rounds that count; one more warms up.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of the table.")] = False,
+) -> None:
+    """Measure throughput and latency without a server, for a mix of policies and lengths."""
+    engine = load_engine(
+        model,
+        family=family,
+        dtype=dtype,
+        device=device,
+        num_slots=num_slots,
+        token_budget=token_budget,
+        compile=compile,
+    )
+    from diffusiongpt.cli.benching import show_result
+    from diffusiongpt.engine.bench import Workload, run_benchmark
+    from diffusiongpt.engine.errors import EngineError
+
+    try:
+        workload = Workload(
+            requests=requests,
+            prompt_tokens=prompt_tokens,
+            max_tokens=tuple(max_tokens or (128,)),
+            policies=tuple(policy or (None,)),
+            steps=steps,
+            block_length=block_length,
+            temperature=temperature,
+            seed=seed,
+            repeats=repeats,
+        )
+        show_result(run_benchmark(engine, workload), as_json=as_json)
     except EngineError as error:
         fail(str(error), code=2)
 

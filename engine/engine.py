@@ -210,6 +210,11 @@ class Engine:
             self._aborted.append(running.request)
 
     @property
+    def model(self) -> LoadedModel:
+        """The model, for those who measure it."""
+        return self._model
+
+    @property
     def num_running(self) -> int:
         """Requests that hold a slot."""
         return len(self._scheduler.running)

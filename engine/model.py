@@ -36,6 +36,8 @@ class LoadedModel:
         mask_token_id, stop_token_ids, never_emit_token_ids: the last one holds the mask.
         context_length: positions the model was trained for. vocab_size: V, rows of the embedding.
         num_parameters: tied ones once. dtype, device: of the weights.
+        num_forwards, num_tokens, num_head_rows: work done so far: passes through the backbone,
+            tokens in them, rows through the output head.
     """
 
     def __init__(
@@ -66,10 +68,15 @@ class LoadedModel:
         self.num_parameters = sum(each.numel() for each in network.parameters())
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device
+        self.num_forwards = 0
+        self.num_tokens = 0
+        self.num_head_rows = 0
 
     @torch.no_grad()
     def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """Hidden states (T, H) of packed token ids (1, T) at positions (1, T)."""
+        self.num_forwards += 1
+        self.num_tokens += ids.shape[1]
         output = self._network.base_model(
             input_ids=ids, position_ids=position_ids, use_cache=False, attention_plan=plan
         )
@@ -79,6 +86,7 @@ class LoadedModel:
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (R, V) in float32 of hidden states (R, H)."""
+        self.num_head_rows += len(hidden)
         logits: Tensor = self._head(hidden)
         return logits.float()
 
@@ -101,6 +109,16 @@ class LoadedModel:
             )
         positions = torch.arange(len(ids), device=self.device)
         return self.head(self.backbone(ids[None], positions[None], self.plan(len(ids))))
+
+    def linear_flops(self, tokens: int, head_rows: int) -> float | None:
+        """Operations of the linear layers for so many tokens and rows of the head; attention is
+        not counted. None for mixtures of experts, where a token meets only some of them."""
+        if self.family.is_mixture:
+            return None
+        return 2.0 * (
+            tokens * _num_linear_weights(self._network.base_model)
+            + head_rows * _num_linear_weights(self._head)
+        )
 
     def compile(self) -> None:
         """Compile each layer for any number of tokens, and try it once; attention stays as it is.
@@ -125,6 +143,11 @@ class LoadedModel:
         """The plan of segments that all start at position 0 and see what the family sees."""
         block_length = self.block_length if self.attention == "block_causal" else None
         return AttentionPlan(lengths=lengths, block_length=block_length)
+
+
+def _num_linear_weights(module: nn.Module) -> int:
+    linear = [each for each in module.modules() if isinstance(each, nn.Linear)]
+    return sum(each.in_features * each.out_features for each in linear)
 
 
 def _output_head(network: PreTrainedModel) -> nn.Module:

@@ -71,6 +71,7 @@ def flags_of(command):
 
 def test_every_setting_and_flag_of_serve_is_documented():
     assert not {flag for flag in flags_of("serve") if f"`{flag}`" not in API}
+    assert not {flag for flag in flags_of("bench") if f"`{flag}`" not in API}
     for name in Settings.model_fields:
         assert f"`DIFFUSIONGPT_{name.upper()}`" in API
 

@@ -81,6 +81,25 @@ def test_a_model_folder_that_cannot_be_served_is_one_sentence(model_dir, tmp_pat
             assert "Traceback" not in result.output
 
 
+def test_bench_prints_a_table_or_json(model_dir):
+    mix = ("--requests", 4, "--prompt-tokens", 8, "--repeats", 1, "--max-tokens", 4)
+    mix = ("bench", "--model", model_dir, *mix, "--max-tokens", 8, "--policy", "random")
+    table = run(*mix)
+    assert table.exit_code == 0, table.output
+    for word in ("tokens/s", "NFE", "TPF", "p95", "random", "all", "Gflop/s"):
+        assert word in table.stdout
+    result = json.loads(run(*mix, "--json").stdout)
+    assert [row["max_tokens"] for row in result["mix"]] == [4, 8]
+    assert result["total"]["tokens_per_second"]["median"] > 0
+
+
+def test_bench_refuses_bad_options_in_one_sentence(model_dir):
+    result = run("bench", "--model", model_dir, "--policy", "best")
+    assert result.exit_code == 2
+    assert "policy must be one of" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_serve_needs_a_tokenizer_and_good_settings(model_dir, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
