@@ -14,6 +14,7 @@ import yaml
 
 OBJECTIVES = ("block", "masked", "causal")
 NOISES = ("exact_count", "bernoulli")
+SCHEDULES = ("linear", "cosine", "clipped")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("bf16", "autocast", "float32")
 STAGES = ("pretrain", "sft")
@@ -86,16 +87,47 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionConfig:
-    """The objective and the forward process."""
+    """The objective, the forward process and the editing curriculum.
+
+    `num_diffusion_steps` puts the times on a grid; None leaves them continuous. The edit stage
+    starts at the share `edit_stage_start` of the steps, 0 for the whole run, None for never.
+    """
 
     objective: str = "block"
     block_length: int = 8
     noise: str = "exact_count"
+    schedule: str = "linear"
+    num_diffusion_steps: int | None = None
+    time_loss_weighting: bool = True
+    edit_stage_start: float | None = None
+    corruption_prob: float = 0.1
+    anneal_corruption: bool = True
+    insertion_corruption: bool = False
+    deletion_corruption: bool = False
+    edit_loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
         _choice("diffusion.objective", self.objective, OBJECTIVES)
         _choice("diffusion.noise", self.noise, NOISES)
+        _choice("diffusion.schedule", self.schedule, SCHEDULES)
         _between("diffusion.block_length", self.block_length, 1, 1 << 20)
+        _between("diffusion.corruption_prob", self.corruption_prob, 0.0, 1.0)
+        _between("diffusion.edit_loss_weight", self.edit_loss_weight, 0.0, 1000.0)
+        if self.num_diffusion_steps is not None:
+            _between("diffusion.num_diffusion_steps", self.num_diffusion_steps, 1, 1 << 20)
+        if self.edit_stage_start is not None:
+            _between("diffusion.edit_stage_start", self.edit_stage_start, 0.0, 1.0)
+            if self.objective == "causal":
+                raise ConfigError(
+                    "diffusion.edit_stage_start must be left out with the objective causal, "
+                    f"got {self.edit_stage_start}"
+                )
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether the corruption depends on how far the run is."""
+        start = self.edit_stage_start
+        return start is not None and (start > 0 or self.anneal_corruption)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +158,7 @@ class RunConfig:
     resume: bool = True
     report_to: str = "none"
     progress_bar: bool = True
+    dataloader_workers: int = 0
 
     def __post_init__(self) -> None:
         _choice("run.optimizer", self.optimizer, OPTIMIZERS)
@@ -134,6 +167,7 @@ class RunConfig:
             _between(f"run.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "log_steps"):
             _between(f"run.{name}", getattr(self, name), 1, 1 << 40)
+        _between("run.dataloader_workers", self.dataloader_workers, 0, 1024)
         if self.warmup_fraction + self.decay_fraction > 1:
             raise ConfigError(
                 "run.warmup_fraction + run.decay_fraction must be <= 1, got "
@@ -158,6 +192,12 @@ class TrainingConfig:
             raise ConfigError(
                 f"data.max_seq_length must be a multiple of diffusion.block_length={block}, "
                 f"got {length}"
+            )
+        if self.diffusion.needs_progress and self.run.max_minutes is not None:
+            raise ConfigError(
+                "the edit stage is a function of the step, so run.max_minutes must be left out "
+                "(or edit_stage_start be 0 and anneal_corruption false), "
+                f"got max_minutes={self.run.max_minutes}"
             )
 
     @property

@@ -58,6 +58,7 @@ class Denoiser(nn.Module):
         block_length: of the block objective.
         mask_token_id: what a masked position holds.
         banned_ids: ids that are never predicted.
+        delete_token_id: the one of them that may be predicted at visible positions, if any.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Denoiser(nn.Module):
         block_length: int,
         mask_token_id: int,
         banned_ids: list[int],
+        delete_token_id: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -76,6 +78,9 @@ class Denoiser(nn.Module):
         self.nll_of_logits: Nll = nll_of_logits
         self.register_buffer("banned", torch.tensor(sorted(banned_ids)), persistent=False)
         self.banned: Tensor
+        visible = sorted(set(banned_ids) - {delete_token_id})
+        self.register_buffer("banned_visible", torch.tensor(visible), persistent=False)
+        self.banned_visible: Tensor
 
     def compile_layers(self) -> None:
         """Compile each layer, and the loss for any number of rows."""
@@ -84,15 +89,37 @@ class Denoiser(nn.Module):
         self.nll_of_logits = torch.compile(nll_of_logits, dynamic=True)
 
     def forward(
-        self, tokens: Tensor, segments: Tensor, maskable: Tensor, masked: Tensor, weights: Tensor
+        self,
+        tokens: Tensor,
+        segments: Tensor,
+        maskable: Tensor,
+        masked: Tensor,
+        weights: Tensor,
+        noisy: Tensor | None = None,
+        targets: Tensor | None = None,
+        visible: Tensor | None = None,
+        visible_weight: float = 1.0,
     ) -> Tensor:
-        """The loss summed over the batch, a scalar in float32. All arguments are (B, L)."""
+        """The loss summed over the batch, a scalar in float32. Tensors are (B, L).
+
+        In the edit stage `noisy`, `targets` and `visible` are those of a `Corruption`, and the
+        visible positions add their own loss.
+        """
         if self.objective == "causal":
             return self._next_token_loss(tokens, segments, maskable)
-        hidden = self.hidden(tokens, segments, masked)[masked]  # (M, D)
-        return weighted_loss(
-            hidden, tokens[masked], weights[masked], self.head, self.banned, self.nll_of_logits
+        hidden = self.hidden(tokens, segments, masked, noisy)  # (B, L, D)
+        truth = tokens if targets is None else targets
+        loss = weighted_loss(
+            hidden[masked],
+            truth[masked],
+            weights[masked],
+            self.head,
+            self.banned,
+            self.nll_of_logits,
         )
+        if visible is None:
+            return loss
+        return loss + visible_weight * self._edit_loss(hidden[visible], truth[visible])
 
     def nll(self, tokens: Tensor, segments: Tensor, masked: Tensor) -> Tensor:
         """NLL of each masked token, (M,) in row order."""
@@ -104,15 +131,28 @@ class Denoiser(nn.Module):
         logits: Tensor = self.network.decoder(self.network.head(hidden))
         return logits
 
-    def hidden(self, tokens: Tensor, segments: Tensor, masked: Tensor) -> Tensor:
-        """The last hidden states (B, L, D) of the noisy positions."""
+    def _edit_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy at visible positions, the only ones where `<|delete|>` may be said."""
+        ones = torch.ones((), device=hidden.device).expand(len(targets))
+        return weighted_loss(
+            hidden, targets, ones, self.head, self.banned_visible, self.nll_of_logits
+        )
+
+    def hidden(
+        self, tokens: Tensor, segments: Tensor, masked: Tensor, noisy: Tensor | None = None
+    ) -> Tensor:
+        """The last hidden states (B, L, D) of the noisy positions.
+
+        `noisy` is what is seen there; by default the tokens with the mask where `masked`.
+        """
         config = self.network.config
         dtype = self.network.decoder.weight.dtype
         if torch.is_autocast_enabled(tokens.device.type):
             dtype = torch.get_autocast_dtype(tokens.device.type)
         length = tokens.shape[1]
         positions = torch.arange(length, device=tokens.device)[None]
-        noisy = tokens.masked_fill(masked, self.mask_token_id)
+        if noisy is None:
+            noisy = tokens.masked_fill(masked, self.mask_token_id)
         if self.objective == "masked":
             masks = bidirectional_masks(segments, config.sliding_window, dtype)
             return self._backbone(noisy, masks, positions)

@@ -47,9 +47,16 @@ SAMPLER_DEFAULTS: dict[str, Any] = {
 
 
 def diffusion_section(
-    objective: str, block_length: int, special: Mapping[str, int], sampler: Mapping[str, Any]
+    objective: str,
+    block_length: int,
+    special: Mapping[str, int],
+    sampler: Mapping[str, Any],
+    edits: bool = False,
 ) -> dict[str, Any]:
-    """The `diffusion` section of config.json, by which the engine knows how to sample."""
+    """The `diffusion` section of config.json, by which the engine knows how to sample.
+
+    `edits` says that the model was trained on visible tokens that may be wrong.
+    """
     if objective not in ("block", "masked"):
         raise ValueError(
             f"only the objectives block and masked can be exported to be served, got {objective!r}"
@@ -63,6 +70,7 @@ def diffusion_section(
         "logit_shift": False,
         "stop_token_ids": [special[IM_END], special[END_OF_TEXT]],
         "never_emit_token_ids": [special[token] for token in (MASK, PAD, DELETE, IM_START)],
+        "edits": edits,
         "sampler": dict(sampler),
     }
 
@@ -76,12 +84,13 @@ def export_folder(
     block_length: int,
     dtype: torch.dtype = torch.bfloat16,
     sampler: Mapping[str, Any] | None = None,
+    edits: bool = False,
 ) -> Path:
     """Write `weights` (the average, under the network's names) as a folder that can be served."""
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     section = diffusion_section(
-        objective, block_length, special_ids(tokenizer), sampler or SAMPLER_DEFAULTS
+        objective, block_length, special_ids(tokenizer), sampler or SAMPLER_DEFAULTS, edits
     )
     config = network.config.to_diff_dict()
     config.pop("_attn_implementation_autoset", None)

@@ -88,6 +88,7 @@ def build_denoiser(config: TrainingConfig, tokenizer: Any) -> Denoiser:
         config.block_length,
         special[MASK],
         [special[token] for token in (PAD, IM_START, MASK, DELETE)],
+        special[DELETE] if config.diffusion.insertion_corruption else None,
     )
     if config.run.compile:
         denoiser.compile_layers()
@@ -243,6 +244,7 @@ def export(
         denoiser.block_length,
         torch.bfloat16 if dtype == "bfloat16" else torch.float32,
         sampler or section["sampler"],
+        edits=section.get("edits", False),
     )
     check_folder(out)
     return out
@@ -264,6 +266,7 @@ def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
         diffusion.objective,
         diffusion.block_length,
         dtype=torch.float32,
+        edits=diffusion.edit_stage_start is not None,
     )
     check_folder(folder)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from diffusiongpt.training.config import TrainingConfig
 from diffusiongpt.training.denoiser import Denoiser
-from diffusiongpt.training.noise import draw_corruption
+from diffusiongpt.training.forward import EditTokens, corruption_of, edit_tokens_of
 from diffusiongpt.training.optimizer import MasterWeights, build_optimizer, schedule_factor
 
 CLOCK_FILE = "clock.json"
@@ -67,6 +68,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,
+        dataloader_num_workers=run.dataloader_workers,
         bf16=run.precision == "autocast",
         use_cpu=not torch.cuda.is_available(),
     )
@@ -86,26 +88,29 @@ class DiffusionTrainer(Trainer):
     ) -> Tensor:
         """The bound in nats per maskable token, for corruption keyed by (seed, step, row)."""
         maskable = inputs["maskable"]
-        masked, weights = self._corruption(maskable)
-        loss: Tensor = model(**inputs, masked=masked, weights=weights)
+        corruption = self._corruption(inputs)
+        loss: Tensor = model(**inputs, **corruption)
         return loss / maskable.sum().clamp(min=1)
 
-    def _corruption(self, maskable: Tensor) -> tuple[Tensor, Tensor]:
+    def _corruption(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What `Denoiser.forward` takes beside the batch, of the next micro-batch of this step."""
         step = self.state.global_step
         micro = self._micro_step[1] + 1 if self._micro_step[0] == step else 0
         self._micro_step = (step, micro)
-        diffusion = self.config.diffusion
-        batch, length = maskable.shape
-        world = self.args.world_size
-        return draw_corruption(
-            maskable,
-            length if diffusion.objective == "masked" else diffusion.block_length,
-            diffusion.noise,
-            seed=self.config.run.seed,
-            step=step,
+        world, batch = self.args.world_size, len(inputs["tokens"])
+        return corruption_of(
+            inputs,
+            self.config,
+            self.edit_tokens,
+            step,
             first_row=(micro * world + self.args.process_index) * batch,
             num_rows=self.args.gradient_accumulation_steps * world * batch,
         )
+
+    @cached_property
+    def edit_tokens(self) -> EditTokens:
+        """The token ids that edits are made of."""
+        return edit_tokens_of(self.processing_class)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Float32 masters with their average, AdamW or Muon inside."""

@@ -4,10 +4,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, ModernBertForMaskedLM, dynamic_module_utils, pipeline
 
+from diffusiongpt.engine.families import detect_family
 from diffusiongpt.engine.pipeline import TextDiffusionPipeline
 from diffusiongpt.training.export import diffusion_section, export_folder
-from diffusiongpt.training.run import evaluate, export, load_denoiser
+from diffusiongpt.training.run import evaluate, export, load_denoiser, train
 from diffusiongpt.training.tokenizer import special_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 
 
 @pytest.fixture
@@ -50,6 +53,13 @@ def test_the_diffusion_section_says_how_to_sample(folder, tokenizer):
     assert section["stop_token_ids"] == [special["<|im_end|>"], special["<|endoftext|>"]]
     assert special["<|im_start|>"] in section["never_emit_token_ids"]
     assert AutoTokenizer.from_pretrained(folder[0]).chat_template
+
+
+def test_a_run_with_an_edit_stage_says_so_and_the_engine_reads_it(make_config, tmp_path):
+    folder = train(make_config(diffusion={"edit_stage_start": 0.5}, run={"max_steps": 2}))
+    export(folder, tmp_path / "small")
+    for path in (folder, tmp_path / "small"):
+        assert detect_family(json.loads((path / "config.json").read_text())).edits
 
 
 def test_a_full_canvas_model_has_no_block_length(tokenizer):

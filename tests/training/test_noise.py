@@ -27,6 +27,12 @@ def test_corruption_is_the_same_however_the_batch_is_split():
         assert torch.cat([weights for _, weights in parts]).equal(whole[1])
 
 
+def test_a_run_that_goes_on_draws_what_it_always_drew():
+    maskable = torch.ones(4, 32, dtype=torch.bool)
+    weights = draw_corruption(maskable, 8, "exact_count", 7, 3, 0, 4)[1]
+    assert float((weights * torch.arange(128).view(4, 32)).sum()) == 8141.12353515625
+
+
 def test_seed_and_step_change_the_corruption():
     maskable = torch.ones(4, 32, dtype=torch.bool)
     first = draw_corruption(maskable, 8, "exact_count", 7, 3, 0, 4)[0]

@@ -14,6 +14,15 @@ from diffusiongpt.training.trainer import RunClock
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 
 
+EDITS = {
+    "edit_stage_start": 0.0,
+    "anneal_corruption": False,
+    "corruption_prob": 0.3,
+    "insertion_corruption": True,
+    "deletion_corruption": True,
+}
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step):
         self.step = step
@@ -24,15 +33,19 @@ class StopAt(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("precision", "optimizer"), [("float32", "adamw"), ("bf16", "muon"), ("bf16", "adamw")]
+    ("precision", "optimizer", "start"),
+    [("float32", "adamw", None), ("bf16", "muon", None), ("bf16", "adamw", 0.2)],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    make_config, tmp_path, precision, optimizer
+    make_config, tmp_path, precision, optimizer, start
 ):
     shared = {"precision": precision, "optimizer": optimizer, "max_steps": 5}
-    whole = make_trainer(make_config(run={**shared, "output_dir": str(tmp_path / "whole")}))
+    diffusion = {**EDITS, "anneal_corruption": True, "edit_stage_start": start}
+    run = {**shared, "output_dir": str(tmp_path / "whole")}
+    whole = make_trainer(make_config(run=run, diffusion=diffusion))
     whole.train()
-    config = make_config(run={**shared, "output_dir": str(tmp_path / "parts")})
+    run = {**shared, "output_dir": str(tmp_path / "parts")}
+    config = make_config(run=run, diffusion=diffusion)
     first = make_trainer(config)
     first.callback_handler.callbacks.insert(0, StopAt(2))  # SIGTERM saves and ends the run
     first.train()
@@ -61,14 +74,30 @@ def test_a_few_steps_lower_the_loss(make_config, objective):
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_accumulated_rows_are_corrupted_as_one_batch(make_config):
-    whole = make_trainer(make_config(run={"batch_size": 4}))
-    halves = make_trainer(make_config(run={"batch_size": 2, "gradient_accumulation_steps": 2}))
-    maskable = torch.ones(4, 32, dtype=torch.bool)
-    masked, weights = whole._corruption(maskable)
-    parts = [halves._corruption(maskable[:2]), halves._corruption(maskable[2:])]
-    assert torch.cat([part[0] for part in parts]).equal(masked)
-    assert torch.cat([part[1] for part in parts]).equal(weights)
+@pytest.mark.parametrize("edits", [None, EDITS])
+def test_accumulated_rows_are_corrupted_as_one_batch(make_config, edits):
+    run = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    whole = make_trainer(make_config(run={"batch_size": 4}, diffusion=edits or {}))
+    halves = make_trainer(make_config(run=run, diffusion=edits or {}))
+    rows = [whole.train_dataset[index] for index in range(4)]
+    inputs = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    halved = [{key: x[part] for key, x in inputs.items()} for part in (slice(2), slice(2, 4))]
+    expected = whole._corruption(inputs)
+    parts = [halves._corruption(each) for each in halved]
+    for key, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.cat([part[key] for part in parts]).equal(value)
+    assert ("visible" in expected) == (edits is not None)
+
+
+def test_workers_change_nothing(make_config, tmp_path):
+    states = []
+    for workers in (0, 2):
+        run = {"dataloader_workers": workers, "output_dir": str(tmp_path / str(workers))}
+        trainer = make_trainer(make_config(run=run, diffusion={**EDITS, "edit_stage_start": 0.5}))
+        trainer.train()
+        states.append(trainer.averaged_state())
+    assert all(states[0][name].equal(states[1][name]) for name in states[0])
 
 
 def test_train_writes_a_folder_that_loads(make_config, tmp_path):
