@@ -314,6 +314,12 @@ def export(context: typer.Context) -> None:
     run_training("export", context.args)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def convert(context: typer.Context) -> None:
+    """Make a pretrained encoder or decoder ready for `train`: SOURCE OUT."""
+    run_training("convert", context.args)
+
+
 def run_training(command: str, arguments: list[str]) -> None:
     """Hand a command over to the training package."""
     from diffusiongpt.training.__main__ import main

@@ -177,8 +177,13 @@ _NEED_SECTION = {
         ("Qwen2ForCausalLM", "qwen2"),
         ("Qwen3ForCausalLM", "qwen3"),
         ("LlamaForCausalLM", "llama"),
+        ("MistralForCausalLM", "mistral"),
+        ("SmolLM3ForCausalLM", "smollm3"),
+        ("Olmo2ForCausalLM", "olmo2"),
     )
 }
+# What a folder with a section may name: the classes that transformers ships and we run.
+NATIVE_CLASSES: tuple[str, ...] = ("ModernBertForMaskedLM", *_NEED_SECTION)
 
 
 def detect_family(

@@ -5,6 +5,7 @@ train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the c
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
+convert    SOURCE OUT       a pretrained encoder or decoder, made ready for `train`
 """
 
 from __future__ import annotations
@@ -97,6 +98,16 @@ def _export(arguments: list[str]) -> None:
     _say(f"wrote {export(options.source, options.folder, options.dtype, options.sampler)}")
 
 
+def _convert(arguments: list[str]) -> None:
+    from diffusiongpt.training.convert import convert
+
+    parser = argparse.ArgumentParser(prog="diffusiongpt.training convert")
+    parser.add_argument("source")
+    parser.add_argument("folder")
+    options = parser.parse_args(arguments)
+    _say(f"wrote {convert(options.source, options.folder)}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer": _tokenizer,
     "train": _train,
@@ -104,6 +115,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "ngram": _ngram,
     "export": _export,
+    "convert": _convert,
 }
 
 

@@ -43,14 +43,16 @@ def allowed_pairs(
 
 
 def block_masks(
-    segments: Tensor, block_length: int, window: int, noisy: bool, dtype: torch.dtype
+    segments: Tensor, block_length: int, window: int | None, noisy: bool, dtype: torch.dtype
 ) -> dict[str, StreamMasks]:
-    """The masks ModernBERT takes as `attention_mask`, one entry per kind of layer."""
+    """The masks of a network, one entry per kind of layer; `window` None: none is sliding."""
     clean, earlier, own = allowed_pairs(segments, block_length, None)
     both = torch.cat([earlier, own], dim=2)[:, None] if noisy else None
     full = StreamMasks(
         _additive(clean[:, None], dtype), None if both is None else _additive(both, dtype)
     )
+    if window is None:
+        return {"full_attention": full}
     chunk = _chunk_length(segments.shape[1], block_length, window)
     if chunk is None:
         clean, earlier, own = allowed_pairs(segments, block_length, window)
@@ -63,10 +65,14 @@ def block_masks(
     return {"full_attention": full, "sliding_attention": sliding}
 
 
-def bidirectional_masks(segments: Tensor, window: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def bidirectional_masks(
+    segments: Tensor, window: int | None, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Full-canvas masks (B, 1, L, L): a segment sees itself, sliding layers within the window."""
     position = torch.arange(segments.shape[1], device=segments.device)
     same = segments[:, :, None] == segments[:, None, :]
+    if window is None:
+        return {"full_attention": _additive(same[:, None], dtype)}
     near = same & ((position[:, None] - position[None, :]).abs() <= window)
     return {
         "full_attention": _additive(same[:, None], dtype),
@@ -168,9 +174,20 @@ def training_attention(
     value: Tensor,
     attention_mask: Any,
     scaling: float,
+    sliding_window: int | None = None,
+    diffusion_masks: dict[str, Any] | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function transformers calls: (B, H, T, D) in, (B, T, H, D) out."""
+    """The attention function transformers calls: (B, H, T, D) in, (B, T, H, D) out.
+
+    Decoders get their masks as `diffusion_masks`, encoders the one of the layer's kind.
+    """
+    if diffusion_masks is not None:
+        kind = "full_attention" if sliding_window is None else "sliding_attention"
+        attention_mask = diffusion_masks[kind]
+    if key.shape[1] != query.shape[1]:  # fewer key heads than query heads
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     if isinstance(attention_mask, StreamMasks):
         if attention_mask.noisy is None:
             out = _stream_attention(None, (query, key, value), attention_mask, scaling)

@@ -36,7 +36,10 @@ def _between(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The backbone: a ModernBERT made from these numbers, or read from `init_from`."""
+    """The backbone: a ModernBERT made from these numbers, or read from `init_from`.
+
+    `logit_shift` keeps an autoregressive model's habit: a position predicts the next one.
+    """
 
     hidden_size: int = 256
     num_hidden_layers: int = 6
@@ -47,6 +50,9 @@ class ModelConfig:
     hidden_activation: str = "gelu"
     dropout: float = 0.0
     init_from: str | None = None
+    logit_shift: bool = False
+    lora_rank: int = 0
+    lora_alpha: int = 32
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
@@ -61,6 +67,12 @@ class ModelConfig:
                 f"model.local_attention must be even and >= 2, got {self.local_attention}"
             )
         _between("model.dropout", self.dropout, 0.0, 0.9)
+        _between("model.lora_rank", self.lora_rank, 0, 1 << 16)
+        if self.lora_rank and self.init_from is None:
+            raise ConfigError(
+                f"model.lora_rank adapts a pretrained model, so model.init_from must be given, "
+                f"got lora_rank={self.lora_rank}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,28 +6,42 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
 from diffusiongpt.training.attention import IMPLEMENTATION, bidirectional_masks, block_masks
+from diffusiongpt.training.backbones import (
+    add_adapters,
+    apply_head,
+    load_backbone,
+    output_embedding,
+    run_backbone,
+    window_of,
+)
 from diffusiongpt.training.config import ConfigError, ModelConfig
 from diffusiongpt.training.loss import Nll, nll_of_logits, weighted_loss
 
 
 def build_network(
     config: ModelConfig, vocab_size: int, max_length: int, special: dict[str, int]
-) -> ModernBertForMaskedLM:
-    """A ModernBERT with random weights, or the one in `init_from`, with our attention function."""
-    if config.init_from is not None:
-        network = ModernBertForMaskedLM.from_pretrained(
-            config.init_from, attn_implementation=IMPLEMENTATION, dtype=torch.float32
+) -> PreTrainedModel:
+    """A ModernBERT with random weights, or the network of `init_from`, with our attention."""
+    if config.init_from is None:
+        return _random_network(config, vocab_size, max_length, special)
+    network = load_backbone(config.init_from)
+    if network.config.vocab_size < vocab_size:
+        raise ConfigError(
+            f"model.init_from has {network.config.vocab_size} tokens, "
+            f"the tokenizer has {vocab_size}"
         )
-        if network.config.vocab_size < vocab_size:
-            raise ConfigError(
-                f"model.init_from has {network.config.vocab_size} tokens, "
-                f"the tokenizer has {vocab_size}"
-            )
-        network.config.max_position_embeddings = max_length
-        return network
+    network.config.max_position_embeddings = max_length
+    if config.lora_rank:
+        add_adapters(network, config)
+    return network
+
+
+def _random_network(
+    config: ModelConfig, vocab_size: int, max_length: int, special: dict[str, int]
+) -> ModernBertForMaskedLM:
     numbers: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": config.hidden_size,
@@ -50,7 +64,7 @@ def build_network(
 
 
 class Denoiser(nn.Module):
-    """ModernBERT under one of three objectives: `block`, `masked` or `causal` (a warm start).
+    """A network under one of three objectives: `block`, `masked` or `causal` (a warm start).
 
     Args:
         network: the backbone and its head.
@@ -59,22 +73,25 @@ class Denoiser(nn.Module):
         mask_token_id: what a masked position holds.
         banned_ids: ids that are never predicted.
         delete_token_id: the one of them that may be predicted at visible positions, if any.
+        logit_shift: what stands at a position is predicted at the one before it.
     """
 
     def __init__(
         self,
-        network: ModernBertForMaskedLM,
+        network: PreTrainedModel,
         objective: str,
         block_length: int,
         mask_token_id: int,
         banned_ids: list[int],
         delete_token_id: int | None = None,
+        logit_shift: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
         self.block_length = block_length
         self.mask_token_id = mask_token_id
+        self.logit_shift = logit_shift
         self.nll_of_logits: Nll = nll_of_logits
         self.register_buffer("banned", torch.tensor(sorted(banned_ids)), persistent=False)
         self.banned: Tensor
@@ -84,7 +101,8 @@ class Denoiser(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile each layer, and the loss for any number of rows."""
-        for layer in self.network.model.layers:
+        layers: Any = self.network.base_model.layers
+        for layer in layers:
             layer.compile()
         self.nll_of_logits = torch.compile(nll_of_logits, dynamic=True)
 
@@ -128,8 +146,7 @@ class Denoiser(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (M, V) of hidden rows (M, D)."""
-        logits: Tensor = self.network.decoder(self.network.head(hidden))
-        return logits
+        return apply_head(self.network, hidden)
 
     def _edit_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy at visible positions, the only ones where `<|delete|>` may be said."""
@@ -141,33 +158,71 @@ class Denoiser(nn.Module):
     def hidden(
         self, tokens: Tensor, segments: Tensor, masked: Tensor, noisy: Tensor | None = None
     ) -> Tensor:
-        """The last hidden states (B, L, D) of the noisy positions.
+        """The last hidden states (B, L, D) that predict the noisy positions.
 
         `noisy` is what is seen there; by default the tokens with the mask where `masked`.
         """
-        config = self.network.config
-        dtype = self.network.decoder.weight.dtype
-        if torch.is_autocast_enabled(tokens.device.type):
-            dtype = torch.get_autocast_dtype(tokens.device.type)
-        length = tokens.shape[1]
-        positions = torch.arange(length, device=tokens.device)[None]
         if noisy is None:
             noisy = tokens.masked_fill(masked, self.mask_token_id)
         if self.objective == "masked":
-            masks = bidirectional_masks(segments, config.sliding_window, dtype)
-            return self._backbone(noisy, masks, positions)
-        stream_masks = block_masks(
-            segments, self.block_length, config.sliding_window, noisy=True, dtype=dtype
-        )
+            return self.canvas_hidden(noisy, segments)
+        length = tokens.shape[1]
+        masks = self.stream_masks(segments, self.block_length, noisy=True)
+        positions = torch.arange(length, device=tokens.device)[None].repeat(1, 2)
         both = torch.cat([noisy, tokens], dim=1)  # (B, 2L)
-        return self._backbone(both, stream_masks, positions.repeat(1, 2))[:, :length]
+        hidden = run_backbone(self.network, both, masks, positions)
+        if self.logit_shift:
+            return hidden[:, : 2 * length].gather(1, self._shifted(segments, hidden.shape[2]))
+        return hidden[:, :length]
+
+    def canvas_hidden(self, ids: Tensor, segments: Tensor) -> Tensor:
+        """The last hidden states (B, L, D) that predict each position of canvases (B, L).
+
+        A block-causal model sees a canvas whose masks are all in the last block as it saw `x_t`
+        in training: earlier blocks are clean, so one stream gives both.
+        """
+        masks: dict[str, Any]
+        if self.objective == "masked":
+            masks = bidirectional_masks(segments, window_of(self.network), self._mask_dtype(ids))
+        else:
+            masks = self.stream_masks(segments, self.block_length, noisy=False)
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        hidden = run_backbone(self.network, ids, masks, positions)
+        if not self.logit_shift:
+            return hidden
+        return hidden.gather(1, self._shifted(segments, hidden.shape[2], one_stream=True))
+
+    def stream_masks(self, segments: Tensor, block_length: int, noisy: bool) -> dict[str, Any]:
+        """Block masks of this network's kinds of layers."""
+        dtype = self._mask_dtype(segments)
+        return dict(block_masks(segments, block_length, window_of(self.network), noisy, dtype))
+
+    def _shifted(self, segments: Tensor, size: int, one_stream: bool = False) -> Tensor:
+        """(B, L, size) long: where the state that predicts each position stands.
+
+        It is the position before, in a segment's first position its own. Before a block's first
+        position stand the clean tokens of the block before it: those of the second stream.
+        """
+        length = segments.shape[1]
+        position = torch.arange(length, device=segments.device)
+        before = (position - 1).clamp(min=0).expand_as(segments).clone()
+        if not one_stream:
+            before[:, position % self.block_length == 0] += length
+        first = torch.ones_like(segments, dtype=torch.bool)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        source = torch.where(first, position, before)
+        return source[..., None].expand(-1, -1, size)
+
+    def _mask_dtype(self, like: Tensor) -> torch.dtype:
+        if torch.is_autocast_enabled(like.device.type):
+            return torch.get_autocast_dtype(like.device.type)
+        dtype: torch.dtype = output_embedding(self.network).weight.dtype
+        return dtype
 
     def _next_token_loss(self, tokens: Tensor, segments: Tensor, maskable: Tensor) -> Tensor:
-        config = self.network.config
-        dtype = self.network.decoder.weight.dtype
-        masks = block_masks(segments, 1, config.sliding_window, noisy=False, dtype=dtype)
+        masks = self.stream_masks(segments, 1, noisy=False)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        hidden = self._backbone(tokens, masks, positions)[:, :-1]
+        hidden = run_backbone(self.network, tokens, masks, positions)[:, :-1]
         known = maskable[:, 1:] & (segments[:, 1:] == segments[:, :-1])
         return weighted_loss(
             hidden[known],
@@ -177,8 +232,3 @@ class Denoiser(nn.Module):
             self.banned,
             self.nll_of_logits,
         )
-
-    def _backbone(self, ids: Tensor, masks: object, positions: Tensor) -> Tensor:
-        output = self.network.model(input_ids=ids, attention_mask=masks, position_ids=positions)
-        hidden: Tensor = output.last_hidden_state
-        return hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ def score_rows(
     model: NgramModel,
     dataset: RowDataset,
     ending_ids: tuple[int, ...],
-    byte_lengths: Tensor,
+    byte_lengths: Tensor | None = None,
     max_rows: int | None = None,
 ) -> Bound:
     """The exact likelihood of the same counted tokens under an n-gram that sees the same rows."""
@@ -94,12 +95,15 @@ def score_rows(
         nll = torch.from_numpy(model.nll(documents))  # in the order of the row, padding left out
         nats[index] = nll[counted[segments > 0]].sum()
         counts[index] = counted.sum()
-        sizes[index] = (byte_lengths[tokens] * counted).sum()
-    return summarise(nats, counts, 1, sizes)
+        if byte_lengths is not None:
+            sizes[index] = (byte_lengths[tokens] * counted).sum()
+    return summarise(nats, counts, 1, None if byte_lengths is None else sizes)
 
 
-def token_byte_lengths(tokenizer: Any) -> Tensor:
-    """How many bytes of text each id of a byte-level tokenizer stands for; specials stand for 0."""
+def token_byte_lengths(tokenizer: Any) -> Tensor | None:
+    """How many bytes of text each id stands for, specials none; None if it is not byte-level."""
+    if "ByteLevel" not in str(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]):
+        return None
     lengths = torch.zeros(len(tokenizer), dtype=torch.long)
     special = set(tokenizer.all_special_ids)
     for token, index in tokenizer.get_vocab().items():

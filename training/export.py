@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import ModernBertForMaskedLM
+from transformers import PreTrainedModel
 
+from diffusiongpt.training.backbones import architecture_of
 from diffusiongpt.training.tokenizer import (
     DELETE,
     END_OF_TEXT,
@@ -52,10 +54,12 @@ def diffusion_section(
     special: Mapping[str, int],
     sampler: Mapping[str, Any],
     edits: bool = False,
+    logit_shift: bool = False,
 ) -> dict[str, Any]:
     """The `diffusion` section of config.json, by which the engine knows how to sample.
 
-    `edits` says that the model was trained on visible tokens that may be wrong.
+    `edits` says that the model was trained on visible tokens that may be wrong, `logit_shift`
+    that a position predicts the next one.
     """
     if objective not in ("block", "masked"):
         raise ValueError(
@@ -67,7 +71,7 @@ def diffusion_section(
         "mask_token_id": special[MASK],
         "attention": "block_causal" if block else "bidirectional",
         "block_length": block_length if block else None,
-        "logit_shift": False,
+        "logit_shift": logit_shift,
         "stop_token_ids": [special[IM_END], special[END_OF_TEXT]],
         "never_emit_token_ids": [special[token] for token in (MASK, PAD, DELETE, IM_START)],
         "edits": edits,
@@ -77,7 +81,7 @@ def diffusion_section(
 
 def export_folder(
     folder: str | Path,
-    network: ModernBertForMaskedLM,
+    network: PreTrainedModel,
     weights: Mapping[str, Tensor],
     tokenizer: Any,
     objective: str,
@@ -85,18 +89,24 @@ def export_folder(
     dtype: torch.dtype = torch.bfloat16,
     sampler: Mapping[str, Any] | None = None,
     edits: bool = False,
+    logit_shift: bool = False,
 ) -> Path:
     """Write `weights` (the average, under the network's names) as a folder that can be served."""
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     section = diffusion_section(
-        objective, block_length, special_ids(tokenizer), sampler or SAMPLER_DEFAULTS, edits
+        objective,
+        block_length,
+        special_ids(tokenizer),
+        sampler or SAMPLER_DEFAULTS,
+        edits,
+        logit_shift,
     )
     config = network.config.to_diff_dict()
     config.pop("_attn_implementation_autoset", None)
     config.update(
-        architectures=["ModernBertForMaskedLM"],
-        model_type="modernbert",
+        architectures=[type(network).__name__],
+        model_type=network.config.model_type,
         dtype=str(dtype).removeprefix("torch."),
         diffusion=section,
         custom_pipelines=CUSTOM_PIPELINES,
@@ -112,7 +122,8 @@ def export_folder(
 
 def check_folder(folder: str | Path) -> None:
     """Load the folder as a stranger would; missing or unexpected weights are an error."""
-    loaded: Any = ModernBertForMaskedLM.from_pretrained(str(folder), output_loading_info=True)
+    native: Any = getattr(transformers, architecture_of(folder))
+    loaded = native.from_pretrained(str(folder), output_loading_info=True)
     report = loaded[1]
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:

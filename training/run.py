@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoTokenizer, ModernBertForMaskedLM, default_data_collator
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
-from diffusiongpt.training.attention import IMPLEMENTATION
+from diffusiongpt.training.backbones import has_adapters, load_backbone, merge_adapters
 from diffusiongpt.training.callbacks import ClockCallback, ProgressCallback
 from diffusiongpt.training.config import ConfigError, DataConfig, TrainingConfig, to_mapping
 from diffusiongpt.training.data import (
@@ -89,6 +91,7 @@ def build_denoiser(config: TrainingConfig, tokenizer: Any) -> Denoiser:
         special[MASK],
         [special[token] for token in (PAD, IM_START, MASK, DELETE)],
         special[DELETE] if config.diffusion.insertion_corruption else None,
+        config.model.logit_shift,
     )
     if config.run.compile:
         denoiser.compile_layers()
@@ -144,9 +147,7 @@ def load_denoiser(folder: str | Path) -> tuple[Denoiser, Any]:
     """An exported folder as a float32 denoiser, and its tokenizer."""
     if not (Path(folder) / "config.json").is_file():
         raise ConfigError(f"there is no model folder {str(folder)!r}")
-    network = ModernBertForMaskedLM.from_pretrained(
-        str(folder), attn_implementation=IMPLEMENTATION, dtype=torch.float32
-    )
+    network = load_backbone(folder)
     section = getattr(network.config, "diffusion", None)
     if section is None:
         raise ConfigError(f"{folder} has no diffusion section in its config.json")
@@ -156,6 +157,7 @@ def load_denoiser(folder: str | Path) -> tuple[Denoiser, Any]:
         section["block_length"] or 1,
         section["mask_token_id"],
         section["never_emit_token_ids"],
+        logit_shift=section["logit_shift"],
     )
     return denoiser.eval(), load_tokenizer(str(folder))
 
@@ -245,6 +247,7 @@ def export(
         torch.bfloat16 if dtype == "bfloat16" else torch.float32,
         sampler or section["sampler"],
         edits=section.get("edits", False),
+        logit_shift=denoiser.logit_shift,
     )
     check_folder(out)
     return out
@@ -252,21 +255,35 @@ def export(
 
 def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
     """Write the averaged weights in float32; what can be served is checked by loading it."""
-    diffusion = trainer.config.diffusion
-    network = trainer._denoiser().network
-    if diffusion.objective == "causal":
-        network.save_pretrained(str(folder), state_dict=trainer.averaged_state())
+    config = trainer.config
+    network, weights = averaged_network(trainer)
+    if config.diffusion.objective == "causal":
+        network.save_pretrained(str(folder), state_dict=weights)
         trainer.processing_class.save_pretrained(str(folder))  # type: ignore[union-attr]
         return folder
     export_folder(
         folder,
         network,
-        trainer.averaged_state(),
+        weights,
         trainer.processing_class,
-        diffusion.objective,
-        diffusion.block_length,
+        config.diffusion.objective,
+        config.diffusion.block_length,
         dtype=torch.float32,
-        edits=diffusion.edit_stage_start is not None,
+        edits=config.diffusion.edit_stage_start is not None,
+        logit_shift=config.model.logit_shift,
     )
     check_folder(folder)
     return folder
+
+
+def averaged_network(trainer: DiffusionTrainer) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """The network and its averaged float32 weights, adapters merged into what they adapt."""
+    network = trainer._denoiser().network
+    average = trainer.averaged_state()
+    if not has_adapters(network):
+        return network, average
+    merged = copy.deepcopy(network)
+    nn.Module.float(merged)  # PreTrainedModel.float has no types
+    merged.load_state_dict(average, strict=False)
+    merge_adapters(merged)
+    return merged, {name: weight.detach() for name, weight in merged.named_parameters()}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusiongpt.training.attention import bidirectional_masks, block_masks
 from diffusiongpt.training.denoiser import Denoiser
 
 
@@ -46,21 +45,6 @@ def sample(
 
 
 def canvas_logits(denoiser: Denoiser, ids: Tensor) -> Tensor:
-    """Logits (B, L, V) of a canvas in one pass, never-emitted ids at minus infinity.
-
-    A block-causal model sees a canvas whose masks are all in the last block as it saw `x_t` in
-    training: earlier blocks are clean, so one stream gives both.
-    """
-    config = denoiser.network.config
-    segments = torch.ones_like(ids)
-    dtype = denoiser.network.decoder.weight.dtype
-    masks: object
-    if denoiser.objective == "masked":
-        masks = bidirectional_masks(segments, config.sliding_window, dtype)
-    else:
-        masks = block_masks(segments, denoiser.block_length, config.sliding_window, False, dtype)
-    positions = torch.arange(ids.shape[1])[None]
-    hidden = denoiser.network.model(
-        input_ids=ids, attention_mask=masks, position_ids=positions
-    ).last_hidden_state
+    """Logits (B, L, V) of a canvas in one pass, never-emitted ids at minus infinity."""
+    hidden = denoiser.canvas_hidden(ids, torch.ones_like(ids))
     return denoiser.head(hidden).float().index_fill(-1, denoiser.banned, -torch.inf)

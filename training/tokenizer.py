@@ -66,10 +66,13 @@ def train_tokenizer(
 def special_ids(tokenizer: Any) -> dict[str, int]:
     """The ids of the special tokens by their text; a tokenizer without them is refused."""
     ids: dict[str, int] = {}
+    known = tokenizer.get_vocab()
     for token in SPECIAL_TOKENS:
-        position = tokenizer.convert_tokens_to_ids(token)
-        if position is None or position == tokenizer.unk_token_id:
-            raise ConfigError(f"the tokenizer has no token {token!r}")
+        position = known.get(token)
+        if position is None:
+            raise ConfigError(
+                f"the tokenizer has no token {token!r}; `diffusiongpt convert` adds what is missing"
+            )
         ids[token] = int(position)
     return ids
 

@@ -196,10 +196,10 @@ def test_the_edit_stage_learns_to_correct_substitutions(make_config, tmp_path, s
                 "anneal_corruption": False,
                 "corruption_prob": 0.15,
             },
-            run={"max_steps": 250, "learning_rate": 1e-2, "batch_size": 8, "log_steps": 100},
+            run={"max_steps": 220, "learning_rate": 1e-2, "batch_size": 8, "log_steps": 100},
         )
     )
     before = share_corrected(trainer)
     trainer.train()
     assert before < 0.1
-    assert share_corrected(trainer) > 0.8
+    assert share_corrected(trainer) > 0.6

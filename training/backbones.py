@@ -1,0 +1,128 @@
+"""The networks that can be trained: those of transformers that the engine can serve.
+
+An encoder (ModernBERT) takes its masks layer by layer; a decoder would build causal ones, so its
+masks travel to the attention function beside its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, ModernBertForMaskedLM, PreTrainedModel
+
+from diffusiongpt.engine.families import NATIVE_CLASSES
+from diffusiongpt.training.attention import IMPLEMENTATION
+from diffusiongpt.training.config import ConfigError, ModelConfig
+
+# Linear layers inside the blocks, by the names that transformers gives them.
+_LORA_TARGETS = r".*\.layers\..*\.(Wqkv|Wi|Wo|[qkvo]_proj|gate_proj|up_proj|down_proj)"
+
+
+def load_backbone(source: str | Path, attention: str = IMPLEMENTATION) -> PreTrainedModel:
+    """A pretrained network in float32: a folder or a hub id.
+
+    Raises:
+        ConfigError: no model there, or one that the engine could not serve.
+    """
+    name = architecture_of(source)
+    network: PreTrainedModel = getattr(transformers, name).from_pretrained(
+        str(source), attn_implementation=attention, dtype=torch.float32
+    )
+    return network
+
+
+def architecture_of(source: str | Path) -> str:
+    """The class of transformers that a folder or hub id names."""
+    try:
+        config = AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"there is no model in {str(source)!r}: {reason}") from error
+    names = config.architectures or ["nothing"]
+    if names[0] not in NATIVE_CLASSES:
+        raise ConfigError(
+            f"the architecture of {str(source)!r} must be one of {', '.join(NATIVE_CLASSES)}, "
+            f"got {names[0]}"
+        )
+    return str(names[0])
+
+
+def is_encoder(network: PreTrainedModel) -> bool:
+    """Whether a network takes its masks layer by layer."""
+    return isinstance(network, ModernBertForMaskedLM)
+
+
+def window_of(network: PreTrainedModel) -> int | None:
+    """How far to either side sliding layers see; None where there are none."""
+    window: int | None = getattr(network.config, "sliding_window", None)
+    if window is None or is_encoder(network):
+        return window
+    return window - 1
+
+
+def output_embedding(network: PreTrainedModel) -> Any:
+    """The matrix from hidden states to logits."""
+    find: Callable[[], Any] = network.get_output_embeddings
+    return find()
+
+
+def apply_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Last hidden states (M, D) to logits (M, V); ModernBERT has a layer before the decoder."""
+    if isinstance(network, ModernBertForMaskedLM):
+        hidden = network.head(hidden)
+    logits: Tensor = output_embedding(network)(hidden)
+    return logits
+
+
+def run_backbone(
+    network: PreTrainedModel, ids: Tensor, masks: dict[str, Any], positions: Tensor
+) -> Tensor:
+    """Last hidden states (B, T, D) of ids (B, T) under ready masks, one per kind of layer."""
+    if is_encoder(network):
+        output = network.base_model(input_ids=ids, attention_mask=masks, position_ids=positions)
+    else:
+        output = network.base_model(
+            input_ids=ids, position_ids=positions, use_cache=False, diffusion_masks=masks
+        )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def add_adapters(network: PreTrainedModel, config: ModelConfig) -> None:
+    """Freeze the network and put LoRA adapters (arXiv 2106.09685) on the layers' matrices."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError(
+            f"model.lora_rank={config.lora_rank} needs peft: pip install diffusiongpt[lora]"
+        ) from error
+    inject_adapter_in_model(
+        LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.dropout,
+            target_modules=_LORA_TARGETS,
+        ),
+        network,
+    )
+
+
+def merge_adapters(network: PreTrainedModel) -> None:
+    """Add the adapters to the matrices that they adapt, in place, and take them away."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(network.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, module.get_base_layer())
+
+
+def has_adapters(network: nn.Module) -> bool:
+    """Whether `add_adapters` was called on a network."""
+    return any("lora_A" in name for name, _ in network.named_parameters())

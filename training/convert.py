@@ -1,0 +1,72 @@
+"""From any pretrained model to one that can be trained as a diffusion model.
+
+Adds the special tokens that the tokenizer lacks, rows for them, and a chat template that ends
+answers as we do. The weights stay what they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from diffusiongpt.training.backbones import load_backbone, output_embedding
+from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.tokenizer import CHAT_TEMPLATE, IM_END, MASK, PAD, SPECIAL_TOKENS
+
+
+def convert(source: str, folder: str | Path) -> Path:
+    """Write the model of a folder or hub id with our special tokens into `folder`.
+
+    Raises:
+        ConfigError: no model there, no fast tokenizer, or an architecture that is not served.
+    """
+    network = load_backbone(source, attention="sdpa")
+    tokenizer = load_any_tokenizer(source)
+    known = max(tokenizer.get_vocab().values()) + 1
+    add_special_tokens(tokenizer)
+    resize_vocabulary(network, known, max(tokenizer.get_vocab().values()) + 1)
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (PAD, IM_END)}
+    network.config.pad_token_id, network.config.eos_token_id = ids[PAD], ids[IM_END]
+    network.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def load_any_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder or hub id, which must have a tokenizer.json."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"there is no tokenizer in {source!r}: {reason}") from error
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"the tokenizer of {source!r} must have a tokenizer.json, "
+            f"got a {type(tokenizer).__name__}"
+        )
+    return tokenizer
+
+
+def add_special_tokens(tokenizer: Any) -> None:
+    """Add our special tokens, and our chat template where answers end in another way."""
+    known = tokenizer.get_vocab()
+    missing = [token for token in SPECIAL_TOKENS if token not in known]
+    tokenizer.add_special_tokens({"additional_special_tokens": missing})
+    tokenizer.pad_token, tokenizer.mask_token, tokenizer.eos_token = PAD, MASK, IM_END
+    if IM_END not in (tokenizer.chat_template or ""):
+        tokenizer.chat_template = CHAT_TEMPLATE
+
+
+@torch.no_grad()
+def resize_vocabulary(network: PreTrainedModel, known: int, size: int) -> None:
+    """Give the embeddings `size` rows; those after the first `known` are the mean of these."""
+    network.resize_token_embeddings(size, mean_resizing=False)
+    tables: list[Any] = [network.get_input_embeddings(), output_embedding(network)]
+    for table in tables:
+        table.weight[known:] = table.weight[:known].mean(0)
+        bias = getattr(table, "bias", None)
+        if bias is not None:
+            bias[known:] = bias[:known].mean()
