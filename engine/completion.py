@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from diffusiongpt.engine.canvas import Canvas, Infill
 from diffusiongpt.engine.errors import EngineFailure
 from diffusiongpt.engine.frame import CommittedToken, FinishReason, Frame, Usage
-from diffusiongpt.engine.randomness import wrap_64
 
 Prompt = str | Sequence[int] | Infill
 
@@ -51,13 +50,6 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if token_ids:
         return [token_ids]
     return [each for each in prompts if not isinstance(each, int)]
-
-
-def seeds_of(seed: int | None, count: int) -> list[int | None]:
-    """The seeds of `count` prompts that were asked for with one: seed, seed + 1, ..."""
-    if seed is None:
-        return [None] * count
-    return [wrap_64(seed + index) for index in range(count)]
 
 
 def complete(

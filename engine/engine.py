@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.canvas import Canvas, Hole, Infill
-from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete, seeds_of
+from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.describe import (
     caches_blocks,
@@ -27,14 +27,15 @@ from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel, load_model
+from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
 from diffusiongpt.engine.pages import PageStore
-from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.params import GenerationParams, seeds_of
 from diffusiongpt.engine.request import Request, prepare_infill, prepare_request
-from diffusiongpt.engine.sampling import Head
+from diffusiongpt.engine.sampling import BANNED, Head
 from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
 from diffusiongpt.engine.score import Score, ScoreMethod, score_tokens
 from diffusiongpt.engine.slots import SlotTable
-from diffusiongpt.engine.step import denoise
+from diffusiongpt.engine.step import Commits, denoise
 from diffusiongpt.engine.text import TextCanvas, TextUpdate
 from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
 
@@ -367,6 +368,7 @@ class Engine:
         commits = denoise(self._model, self._head, self._scheduler.table, windows, facts)
         for running, step in zip(batch, commits.step.tolist(), strict=True):
             self._scheduler.note_forward(running, step)
+        self._note_logprobs(batch, commits)
         updates: list[tuple[Running, list[int], list[int], list[float]]] = [
             (running, [], [], []) for running in batch
         ]
@@ -382,6 +384,34 @@ class Engine:
             token_ids.append(token_id)
             confidences.append(confidence)
         return updates
+
+    def _note_logprobs(self, batch: Sequence[Running], commits: Commits) -> None:
+        """Keep the log-probabilities of what was committed, for the requests that ask."""
+        draws = commits.draws
+        if draws.top_id is None or draws.top_log_prob is None:
+            return
+        columns = (commits.row, commits.position, draws.token_id, draws.log_prob)
+        top = (draws.top_id, draws.top_log_prob)
+        for row, position, token_id, logprob, ids, logprobs in zip(
+            *(column.tolist() for column in (*columns, *top)), strict=True
+        ):
+            running = batch[row]
+            if (num_top := running.request.params.logprobs) is None:
+                continue
+            likely = zip(ids[:num_top], logprobs[:num_top], strict=True)
+            running.unsent_logprobs.append(
+                PositionLogprobs(
+                    position - len(running.request.prompt),
+                    self._spell(token_id, logprob),
+                    tuple(self._spell(*each) for each in likely if each[1] > BANNED / 2),
+                )
+            )
+
+    def _spell(self, token_id: int, logprob: float) -> TokenLogprob:
+        if self.tokenizer is None:
+            return TokenLogprob(token_id, "", None, logprob)
+        text, data = self.tokenizer.spell(token_id)
+        return TokenLogprob(token_id, text, data, logprob)
 
     @property
     def _is_block_causal(self) -> bool:
@@ -452,6 +482,7 @@ def _frame(
         update = TextUpdate(settled=running.settled)
     tokens = tuple(running.unsent)
     running.unsent.clear()
+    logprobs, running.unsent_logprobs = tuple(running.unsent_logprobs), []
     return Frame(
         request_id=running.request.request_id,
         step=running.step,
@@ -462,6 +493,7 @@ def _frame(
         masked=running.masked,
         tokens=tokens,
         committed=running.take_recorded(),
+        logprobs=logprobs,
         set=update.set,
         unset=update.unset,
         content=update.content,

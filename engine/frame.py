@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
+from diffusiongpt.engine.logprobs import PositionLogprobs
+
 ChangeKind = Literal["unmask", "edit"]
 
 
@@ -87,6 +89,7 @@ class Frame:
         tokens: (position, token id) committed since the frame before; positions count from
             the completion's start.
         committed: the same tokens with their log-probabilities.
+        logprobs: of `tokens`, if the request asks for them.
         set, unset: changes of the positions' text (empty unless the request is watched).
         content: text settled since the frame before; append-only.
         settled: number of leading positions that will not change any more.
@@ -101,6 +104,7 @@ class Frame:
     masked: int
     tokens: tuple[tuple[int, int], ...] = ()
     committed: tuple[CommittedToken, ...] = ()
+    logprobs: tuple[PositionLogprobs, ...] = ()
     set: tuple[Change, ...] = ()
     unset: tuple[int, ...] = ()
     content: str = ""

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from diffusiongpt.engine.errors import InvalidRequest
+from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.policies import PRESETS
 
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
@@ -36,6 +37,8 @@ class GenerationParams:
         threshold, factor, entropy_bound: the preset's gate, replaced.
         gap: commits of one step are at least this many positions apart where the gates allow
             a choice (1 is off).
+        logprobs: None, or how many of the most likely tokens come with each committed token and
+            its log-probability (`logprobs.py` says what that is).
         stop: strings that end the completion and are not part of it.
         ignore_eos: an end-of-text token does not end the completion.
         watch: whether frames carry every position's text, not only the settled text.
@@ -54,6 +57,7 @@ class GenerationParams:
     factor: float | None = None
     entropy_bound: float | None = None
     gap: int | None = None
+    logprobs: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     watch: bool = False
@@ -76,6 +80,7 @@ class GenerationParams:
         _check_number("factor", self.factor, 0.0, math.inf)
         _check_number("entropy_bound", self.entropy_bound, 0.0, math.inf)
         _check_integer("gap", self.gap, 1, None)
+        _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         self._check_stop()
 
     def _check_stop(self) -> None:
@@ -94,6 +99,13 @@ class GenerationParams:
     def replace(self, **changes: object) -> GenerationParams:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def seeds_of(seed: int | None, count: int) -> list[int | None]:
+    """The seeds of `count` completions that were asked for with one: seed, seed + 1, ..."""
+    if seed is None:
+        return [None] * count
+    return [(seed + index - SEED_MIN) % 2**64 + SEED_MIN for index in range(count)]
 
 
 def _check_integer(

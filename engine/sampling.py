@@ -6,7 +6,7 @@ Statistics rank positions, and only then tokens are drawn, for the chosen rows a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +35,15 @@ class RowStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Drawn tokens: `token_id` (R,) int64, `log_prob` (R,) at temperature 1 and after bans."""
+    """Drawn tokens: `token_id` (R,) int64, `log_prob` (R,) at temperature 1 and after bans.
+
+    `top_id` and `top_log_prob` (R, K) are the most likely tokens, best first, where asked for.
+    """
 
     token_id: Tensor
     log_prob: Tensor
+    top_id: Tensor | None = None
+    top_log_prob: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +96,33 @@ class Head:
             torch.cat([part.top_id for part in parts]),
         )
 
-    def draw(self, hidden: Tensor, params: DrawParams, *, truncate: bool) -> Draws:
-        """Draw a token for each row of `hidden` (R, H); `truncate`: some row has top_p or top_k."""
+    def draw(
+        self,
+        hidden: Tensor,
+        params: DrawParams,
+        *,
+        truncate: bool,
+        num_top: int | None = None,
+    ) -> Draws:
+        """Draw a token for each row of `hidden` (R, H).
+
+        Args:
+            truncate: some row has top_p or top_k.
+            num_top: hand out so many of each row's most likely tokens as well; None is none.
+        """
         parts = []
         for start in range(0, len(hidden), self._chunk):
             stop = min(start + self._chunk, len(hidden))
             logits = self._logits(hidden[start:stop])
-            parts.append(draw_tokens(logits, params.rows(start, stop), truncate=truncate))
+            draws = draw_tokens(logits, params.rows(start, stop), truncate=truncate)
+            parts.append(draws if num_top is None else with_top_tokens(draws, logits, num_top))
         if len(parts) == 1:
             return parts[0]
         return Draws(
             torch.cat([part.token_id for part in parts]),
             torch.cat([part.log_prob for part in parts]),
+            _cat([part.top_id for part in parts]),
+            _cat([part.top_log_prob for part in parts]),
         )
 
     def log_prob(self, hidden: Tensor, token_id: Tensor) -> Tensor:
@@ -156,6 +176,18 @@ def draw_tokens(logits: Tensor, params: DrawParams, *, truncate: bool) -> Draws:
     token_id = (noisy + params.temperature[:, None] * noise).argmax(dim=-1)
     log_prob = logits.gather(1, token_id[:, None])[:, 0] - logits.logsumexp(dim=-1)
     return Draws(token_id, log_prob)
+
+
+def with_top_tokens(draws: Draws, logits: Tensor, num_top: int) -> Draws:
+    """The draws of logits (R, V) with the rows' most likely tokens, at most V of them."""
+    top = logits.topk(min(num_top, logits.shape[1]), dim=-1)
+    log_prob = top.values - logits.logsumexp(dim=-1)[:, None]
+    return Draws(draws.token_id, draws.log_prob, top.indices, log_prob)
+
+
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def truncated(logits: Tensor, params: DrawParams) -> Tensor:

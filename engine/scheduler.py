@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.engine.frame import CommittedToken, Usage
+from diffusiongpt.engine.logprobs import PositionLogprobs
 from diffusiongpt.engine.pages import Page, PageStore
 from diffusiongpt.engine.request import Request, is_blind
 from diffusiongpt.engine.slots import SlotTable
@@ -34,7 +35,8 @@ class Running:
         masked: positions still to fill, in the completion and in the block.
         step_base: budget spent by the blocks before this one; block_step: by this one.
         unsent: (position, token id) committed since the last frame. recorded: the same tokens
-            with their log-probabilities. num_recorded: commits so far.
+            with their log-probabilities. num_recorded: commits so far. unsent_logprobs: those
+            that were asked for, of the same tokens.
         cache: keys and values of settled blocks, where the model has them.
         page: where the path of its settled blocks ends in the shared pages, while it has one.
         cached_tokens: tokens of the prompt that came from shared pages.
@@ -59,6 +61,7 @@ class Running:
     unsent: list[tuple[int, int]] = field(default_factory=list)
     recorded: list[CommittedToken] = field(default_factory=list)
     num_recorded: int = 0
+    unsent_logprobs: list[PositionLogprobs] = field(default_factory=list)
     cache: SlotCache | None = None
     page: Page | None = None
     cached_tokens: int = 0
@@ -307,4 +310,8 @@ def describe_batch(
         ),
         block_length=block_length,
         num_tokens=num_tokens,
+        num_top=max(
+            (each.params.logprobs for each in requests if each.params.logprobs is not None),
+            default=None,
+        ),
     )

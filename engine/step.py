@@ -73,6 +73,7 @@ class BatchFacts:
         any_blind, any_seeing: whether some policy ranks by hitting time alone; by statistics.
         any_random: whether some slot draws with a temperature above 0.
         any_truncated: whether some slot draws with top_p or top_k.
+        num_top: most likely tokens to hand out with each commit, None if nobody asks.
         block_length: of block-causal attention, or None.
         num_tokens: pad the forward to this many tokens, or 0.
     """
@@ -85,6 +86,7 @@ class BatchFacts:
     any_truncated: bool
     block_length: int | None
     num_tokens: int
+    num_top: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ class Commits:
     """What one step committed: (N,) each, and the block step (A,) that each slot reached.
 
     `row` indexes the batch's slots; `position` is a canvas position; `confidence` is the
-    token's probability at temperature 1.
+    token's probability at temperature 1. `draws` has its logarithm, and the most likely tokens
+    if someone asks.
     """
 
     row: Tensor
@@ -100,6 +103,7 @@ class Commits:
     token_id: Tensor
     confidence: Tensor
     step: Tensor
+    draws: Draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +146,17 @@ def denoise(
         chosen = grid.candidate
     row, column = chosen.nonzero(as_tuple=True)
     position = grid.position[row, column]
-    if facts.any_random or facts.any_blind:
+    if facts.any_random or facts.any_blind or facts.num_top is not None:
         params = _draw_params(rows, row, position)
         tokens = hidden[grid.packed[row, column]]
-        draws = head.draw(tokens, params, truncate=facts.any_truncated)
+        draws = head.draw(tokens, params, truncate=facts.any_truncated, num_top=facts.num_top)
     else:
         draws = Draws(statistics.top_id[row, column], statistics.log_top[row, column])
     slot = rows.slot[row]
     table.ids[slot, position] = draws.token_id
     table.masked[slot, position] = False
     table.set_step(rows.slot, step)
-    return Commits(row, position, draws.token_id, draws.log_prob.exp(), step)
+    return Commits(row, position, draws.token_id, draws.log_prob.exp(), step, draws)
 
 
 def _block_grid(

@@ -41,6 +41,7 @@ class Tokenizer:
         self._backend = backend
         self._token_bytes = token_bytes
         self._special_tokens = special_tokens
+        self._special_names = {token_id: name for name, token_id in special_tokens.items()}
         self._chat_template = chat_template
         self._template_names = template_names
         longest_first = sorted(special_tokens, key=len, reverse=True)
@@ -94,6 +95,13 @@ class Tokenizer:
                 f"token ids must be in 0..{len(self._token_bytes) - 1}, got {token_id}", "prompt"
             )
         return self._token_bytes[token_id]
+
+    def spell(self, token_id: int) -> tuple[str, bytes | None]:
+        """A token's text and bytes; a special token's name and None."""
+        data = self.token_bytes(token_id)
+        if not data:
+            return self._special_names.get(token_id, ""), None
+        return data.decode("utf-8", errors="replace"), data
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         # Imported here: transformers takes seconds, and plain prompts need none of it.

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import EngineFailure, QueueFull
 from diffusiongpt.engine.frame import FinishReason, Frame
@@ -115,7 +116,11 @@ class EngineWorker:
         """Token ids of a chat, ready for the assistant's answer."""
         return self._engine.encode_chat(messages)
 
-    def submit(self, prompt: Sequence[int], params: GenerationParams) -> Generation:
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens have none."""
+        return self._engine.decode(token_ids)
+
+    def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:
         """Start a request.
 
         Raises:

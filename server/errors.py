@@ -19,6 +19,7 @@ from diffusiongpt.engine.errors import (
     QueueFull,
 )
 from diffusiongpt.server.log import logger
+from diffusiongpt.server.protocol import show
 
 RETRY_AFTER_SECONDS = 2
 # pydantic puts the variant of a union into the path; clients never wrote it.
@@ -109,16 +110,11 @@ def from_validation(error: ValidationError) -> ApiError:
         return invalid(f"{path} is required", path)
     if first["type"] == "value_error":
         return invalid(str(first["ctx"]["error"]), path)
-    return invalid(f"{path}: {_lower_first(first['msg'])}, got {_show(first['input'])}", path)
+    return invalid(f"{path}: {_lower_first(first['msg'])}, got {show(first['input'])}", path)
 
 
 def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def install_error_handlers(app: FastAPI) -> None:

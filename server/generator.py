@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
+from diffusiongpt.engine.canvas import Infill
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
+
+Prompt = str | Sequence[int] | Infill
 
 
 class Generation(Protocol):
@@ -51,6 +54,10 @@ class Generator(Protocol):
         """Token ids of a chat; may raise InvalidRequest."""
         ...
 
-    def submit(self, prompt: Sequence[int], params: GenerationParams) -> Generation:
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids; may raise InvalidRequest."""
+        ...
+
+    def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:
         """Start a request; raises an EngineError before anything has started."""
         ...

@@ -10,9 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.logprobs import MAX_LOGPROBS
+from diffusiongpt.engine.params import GenerationParams
+
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
 MAX_MESSAGES = 1024
+MAX_CHOICES = 128
 
 
 class _Wire(BaseModel):
@@ -96,16 +101,115 @@ class DiffusionOptions(_Wire):
         return self
 
 
-class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions."""
+class GenerationRequest(BaseModel):
+    """What every generating route takes; each adds its own prompt.
+
+    A route's `_UNSUPPORTED` names fields that we understand and cannot honour, with the values
+    that ask for nothing; `_HARMLESS` ones that change nothing about an answer.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
-    # What each of these must be while we cannot honour anything else.
+    _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    _HARMLESS: ClassVar[frozenset[str]] = frozenset({"user", "metadata", "safety_identifier"})
+
+    model: str = Field(description="name of the served model")
+    max_tokens: int | None = Field(None, description="length of the answer's canvas")
+    temperature: float | None = Field(None, description="of the token draw, 0 to 2")
+    top_p: float | None = Field(None, description="truncation of the token draw")
+    top_k: int | None = Field(None, description="truncation of the token draw, 0 is off")
+    seed: int | None = Field(None, description="the same seed gives the same answer")
+    stop: str | list[str] | None = Field(None, description="strings that end the answer")
+    n: int | None = Field(None, description="answers to give; answer i draws with the seed plus i")
+    stream: bool | None = Field(None, description="send the answer as it settles")
+    stream_options: StreamOptions | None = None
+    diffusion: DiffusionOptions = Field(default_factory=lambda: DiffusionOptions())
+    diffusing: bool = Field(False, description='the same as diffusion.frames "full"')
+
+    @field_validator("n")
+    @classmethod
+    def _some_choices(cls, n: int | None) -> int | None:
+        if n is not None and not 1 <= n <= MAX_CHOICES:
+            raise ValueError(f"n must be in 1..{MAX_CHOICES}, got {n}")
+        return n
+
+    @model_validator(mode="after")
+    def _nothing_unsupported(self) -> GenerationRequest:
+        for name, accepted in self._UNSUPPORTED.items():
+            value = self.extras.get(name)
+            if value not in accepted or (isinstance(value, bool) and False not in accepted):
+                shown = " or ".join(repr(each) for each in accepted if each is not None)
+                raise ValueError(
+                    f"{name} is not supported yet, got {show(value)}"
+                    + (f"; {shown} is accepted" if shown else "")
+                )
+        return self
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """Fields that are not declared."""
+        return self.model_extra or {}
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of fields that neither we nor OpenAI know."""
+        known = self._UNSUPPORTED.keys() | self._HARMLESS
+        return sorted(name for name in self.extras if name not in known)
+
+    @property
+    def frames(self) -> FrameMode:
+        """Which frames the answer carries."""
+        if self.diffusing and self.diffusion.frames == "off":
+            return "full"
+        return self.diffusion.frames
+
+    @property
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """The length that was asked for, by whichever name."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Most likely tokens to tell with each token; None tells no log-probabilities."""
+        return None
+
+    def to_params(self, info: ModelInfo) -> GenerationParams:
+        """What the engine is asked for; raises InvalidRequest."""
+        options = self.diffusion
+        asked = self.asked_tokens
+        return GenerationParams(
+            max_tokens=info.defaults.max_tokens if asked is None else asked,
+            policy=options.policy,
+            steps=options.steps,
+            block_length=options.block_length,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            threshold=options.threshold,
+            factor=options.factor,
+            entropy_bound=options.entropy_bound,
+            gap=options.gap,
+            logprobs=self.num_logprobs,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            watch=self.frames != "off",
+        )
+
+
+class ChatRequest(GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "n": (None, 1),
-        "logprobs": (None, False),
-        "top_logprobs": (None, 0),
         "logit_bias": (None, {}),
         "frequency_penalty": (None, 0),
         "presence_penalty": (None, 0),
@@ -121,7 +225,6 @@ class ChatRequest(BaseModel):
         "store": (None, False),
         "reasoning_effort": (None,),
     }
-    # What changes nothing about an answer, here or at OpenAI's.
     _HARMLESS: ClassVar[frozenset[str]] = frozenset(
         {
             "user",
@@ -136,19 +239,12 @@ class ChatRequest(BaseModel):
         }
     )
 
-    model: str = Field(description="name of the served model")
     messages: list[Message] = Field(description="the chat so far")
-    max_tokens: int | None = Field(None, description="length of the answer's canvas")
-    max_completion_tokens: int | None = Field(None, description="the same, by its newer name")
-    temperature: float | None = Field(None, description="of the token draw, 0 to 2")
-    top_p: float | None = Field(None, description="truncation of the token draw")
-    top_k: int | None = Field(None, description="truncation of the token draw, 0 is off")
-    seed: int | None = Field(None, description="the same seed gives the same answer")
-    stop: str | list[str] | None = Field(None, description="strings that end the answer")
-    stream: bool | None = Field(None, description="send the answer as it settles")
-    stream_options: StreamOptions | None = None
-    diffusion: DiffusionOptions = Field(default_factory=lambda: DiffusionOptions())
-    diffusing: bool = Field(False, description='the same as diffusion.frames "full"')
+    max_completion_tokens: int | None = Field(None, description="max_tokens by its newer name")
+    logprobs: bool | None = Field(None, description="tell each token's log-probability")
+    top_logprobs: int | None = Field(
+        None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
+    )
 
     @field_validator("messages")
     @classmethod
@@ -160,15 +256,7 @@ class ChatRequest(BaseModel):
         return messages
 
     @model_validator(mode="after")
-    def _only_what_works(self) -> ChatRequest:
-        for name, accepted in self._UNSUPPORTED.items():
-            value = self.extras.get(name)
-            if value not in accepted or (isinstance(value, bool) and False not in accepted):
-                shown = " or ".join(repr(each) for each in accepted if each is not None)
-                raise ValueError(
-                    f"{name} is not supported yet, got {value!r}"
-                    + (f"; {shown} is accepted" if shown else "")
-                )
+    def _no_contradictions(self) -> ChatRequest:
         if None not in (self.max_tokens, self.max_completion_tokens) and (
             self.max_tokens != self.max_completion_tokens
         ):
@@ -176,22 +264,31 @@ class ChatRequest(BaseModel):
                 f"max_tokens={self.max_tokens} and max_completion_tokens="
                 f"{self.max_completion_tokens} contradict each other; give one"
             )
+        if self.top_logprobs is None:
+            return self
+        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise ValueError(f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {self.top_logprobs}")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(
+                f"top_logprobs needs logprobs to be true, got top_logprobs={self.top_logprobs}"
+            )
         return self
 
     @property
-    def extras(self) -> dict[str, Any]:
-        """Fields that are not declared above."""
-        return self.model_extra or {}
+    def asked_tokens(self) -> int | None:
+        """The length that was asked for, by whichever name."""
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
     @property
-    def ignored(self) -> list[str]:
-        """Names of fields that neither we nor OpenAI know."""
-        known = self._UNSUPPORTED.keys() | self._HARMLESS
-        return sorted(name for name in self.extras if name not in known)
+    def num_logprobs(self) -> int | None:
+        """Most likely tokens to tell with each token; None tells no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
-    @property
-    def frames(self) -> FrameMode:
-        """Which frames the answer carries."""
-        if self.diffusing and self.diffusion.frames == "off":
-            return "full"
-        return self.diffusion.frames
+
+def show(value: object) -> str:
+    """A client's value in a sentence, cut where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "a value that is nested too deeply"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
+from diffusiongpt.engine.canvas import Infill
+from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.text import TextCanvas
 
@@ -36,7 +41,10 @@ def frames_of(
     length: int | None = None,
     block_length: int = 8,
 ) -> list[Frame]:
-    """The frames of a completion whose tokens are the bytes of `data`, committed in `order`."""
+    """The frames of a completion whose tokens are the bytes of `data`, committed in `order`.
+
+    The log-probability of the token at position i is -i, and the next byte is as likely.
+    """
     length = length or len(data)
     text = TextCanvas(lambda token_id: bytes([token_id]), length, stop=stop, watch=True)
     common = {"request_id": "r", "steps": length, "block_length": block_length, "length": length}
@@ -55,6 +63,7 @@ def frames_of(
                 block=max(positions) // block_length,
                 masked=length - start - len(positions),
                 tokens=tuple(tokens),
+                logprobs=tuple(_logprobs(position, token) for position, token in tokens),
                 set=update.set,
                 unset=update.unset,
                 content=update.content,
@@ -69,6 +78,14 @@ def frames_of(
         if reason is not None:
             break
     return frames
+
+
+def _logprobs(position: int, token: int) -> PositionLogprobs:
+    first, second = (
+        TokenLogprob(each, bytes([each]).decode(errors="replace"), bytes([each]), -float(position))
+        for each in (token, (token + 1) % 256)
+    )
+    return PositionLogprobs(position, first, (first, second))
 
 
 def shuffled_frames(text: str, seed: int = 0, **fields: object) -> list[Frame]:
@@ -87,7 +104,7 @@ class FakeGeneration:
         self.num_pending = 0
         self.was_aborted = False
         self.has_finished = False
-        self._frames = frames
+        self._frames = list(frames)
         self._pause = pause
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
@@ -99,13 +116,17 @@ class FakeGeneration:
     def abort(self) -> None:
         self.was_aborted = True
 
+    def change_last(self, **fields: Any) -> None:
+        self._frames[-1] = dataclasses.replace(self._frames[-1], **fields)
+
 
 class FakeGenerator:
-    """Answers every request with the frames of `text`, or raises `error`."""
+    """Answers request after request with the frames of `text` (or of the next of several texts),
+    in an order that the seed decides; or raises `error`."""
 
     def __init__(
         self,
-        text: str = "Hello world",
+        text: str | Sequence[str] = "Hello world",
         *,
         frames: Sequence[Frame] | None = None,
         pause: float = 0.0,
@@ -116,30 +137,45 @@ class FakeGenerator:
         self.num_running = 0
         self.num_waiting = 0
         self.frames = frames
-        self.text = text
+        self.texts = [text] if isinstance(text, str) else list(text)
         self.pause = pause
         self.error = error
         self.generations: list[FakeGeneration] = []
         self.messages: list[Mapping[str, str]] = []
+        self.prompts: list[Prompt] = []
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         self.messages = list(messages)
         ids = "".join(message["content"] for message in messages).encode()
         return list(ids)
 
-    def submit(self, prompt: Sequence[int], params: GenerationParams) -> FakeGeneration:
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+    def submit(self, prompt: Prompt, params: GenerationParams) -> FakeGeneration:
         if self.error is not None:
             raise self.error
-        if len(prompt) >= self.info.context_length:
+        if not isinstance(prompt, Infill) and len(prompt) >= self.info.context_length:
             raise ContextLengthExceeded(f"the prompt has {len(prompt)} tokens", "prompt")
         if params.max_tokens > self.info.max_tokens:
             raise InvalidRequest(
                 f"max_tokens must be in 1..{self.info.max_tokens}, got {params.max_tokens}",
                 "max_tokens",
             )
-        frames = self.frames or shuffled_frames(self.text, stop=params.stop)
+        params = params.replace(seed=7 if params.seed is None else params.seed)
+        text = self.texts[len(self.generations) % len(self.texts)]
+        frames = self.frames or shuffled_frames(text, params.seed or 0, stop=params.stop)
         generation = FakeGeneration(
-            frames, params.replace(seed=7 if params.seed is None else params.seed), self.pause
+            [_as_asked(frame, params) for frame in frames], params, self.pause
         )
+        self.prompts.append(prompt)
         self.generations.append(generation)
         return generation
+
+
+def _as_asked(frame: Frame, params: GenerationParams) -> Frame:
+    """The frame with so many log-probabilities as were asked for."""
+    if params.logprobs is None:
+        return dataclasses.replace(frame, logprobs=())
+    cut = [each._replace(top=each.top[: params.logprobs]) for each in frame.logprobs]
+    return dataclasses.replace(frame, logprobs=tuple(cut))

@@ -108,6 +108,28 @@ def test_the_openai_clients_stream_helper_assembles_the_answer(client: openai.Op
     assert final.usage.completion_tokens == len(TEXT.encode())
 
 
+def test_the_openai_client_reads_several_choices_and_their_logprobs(client: openai.OpenAI):
+    answer = client.chat.completions.create(  # type: ignore[call-overload]
+        **ASK, n=2, logprobs=True, top_logprobs=1
+    )
+    for index, choice in enumerate(answer.choices):
+        assert choice.index == index
+        tokens = choice.logprobs.content
+        assert b"".join(bytes(each.bytes) for each in tokens).decode() == TEXT
+        assert all(len(each.top_logprobs) == 1 for each in tokens)
+    with client.chat.completions.stream(
+        model="fake",
+        messages=[{"role": "user", "content": "hi"}],
+        n=2,
+        logprobs=True,
+        extra_body={"diffusion": {"frames": "delta"}},
+    ) as stream:
+        final = stream.until_done().get_final_completion()
+    assert [choice.message.content for choice in final.choices] == [TEXT, TEXT]
+    lengths = [len(choice.logprobs.content) for choice in final.choices if choice.logprobs]
+    assert lengths == [len(TEXT.encode())] * 2
+
+
 def test_the_asynchronous_client_reads_the_frames(url: str):
     async def read() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:

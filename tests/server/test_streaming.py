@@ -6,59 +6,29 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusiongpt.engine.frame import Frame
+from diffusiongpt.engine.frame import Frame, Usage
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.server.streaming import AnswerHead, ChunkWriter
+from diffusiongpt.server.shapes import ChatShape
+from diffusiongpt.server.streaming import AnswerHead, ChunkWriter, StreamStyle, usage_chunk
 
 from fakes import frames_of, shuffled_frames
+from wire import content_of, replay
 
 HEAD = AnswerHead(id="c", created=1, model="m", object="chat.completion.chunk")
 PARAMS = GenerationParams(seed=1, policy="random")
 
 
-def chunks_of(frames: Sequence[Frame], *, behind: Sequence[bool] = (), **options: Any) -> list[Any]:
-    writer = ChunkWriter(HEAD, PARAMS, **options)
+def chunks_of(frames: Sequence[Frame], *, behind: Sequence[bool] = (), **style: Any) -> list[Any]:
+    writer = ChunkWriter(HEAD, ChatShape(), PARAMS, StreamStyle(**style))
     late = [*behind, *[False] * len(frames)]
     return [
         chunk
         for frame, is_behind in zip(frames, late, strict=False)
         for chunk in writer.write(frame, is_behind=is_behind)
     ]
-
-
-def diffusion_of(chunk: dict[str, Any]) -> dict[str, Any] | None:
-    """The frame in a chunk, wherever it is."""
-    if "diffusion" in chunk:
-        return dict(chunk["diffusion"])
-    if not chunk["choices"]:
-        return None
-    extra = chunk["choices"][0]["delta"].get("provider_specific_fields")
-    return dict(extra["diffusion"]) if extra else None
-
-
-def content_of(chunks: Sequence[dict[str, Any]]) -> str:
-    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
-    return "".join(delta.get("content", "") for delta in deltas)
-
-
-def replay(chunks: Sequence[dict[str, Any]]) -> str:
-    """What a watcher shows after the last frame, written as the documentation says."""
-    texts: dict[int, str] = {}
-    for chunk in chunks:
-        frame = diffusion_of(chunk)
-        if frame is None or "set" not in frame:
-            continue
-        if frame["kind"] == "keyframe":
-            texts.clear()
-        for position, text, _, _ in frame["set"]:
-            texts[position] = text
-        for position in frame["unset"]:
-            texts.pop(position, None)
-    return "".join(texts[position] for position in sorted(texts))
 
 
 @settings(max_examples=150, deadline=None)
@@ -108,14 +78,25 @@ def test_without_frames_the_stream_is_openais_and_nothing_else():
         {"content": "bc"},
         {},
     ]
-    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
-    assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+def test_a_usage_chunk_says_how_the_tokens_came_about():
+    chunk = usage_chunk(HEAD, PARAMS, Usage(prompt_tokens=3, completion_tokens=9, steps=4, nfe=6))
+    assert chunk["choices"] == []
+    assert chunk["usage"] == {
         "prompt_tokens": 3,
-        "completion_tokens": 3,
-        "total_tokens": 6,
+        "completion_tokens": 9,
+        "total_tokens": 12,
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "denoising_steps": 4,
+            "nfe": 6,
+            "tokens_per_forward": 1.5,
+        },
     }
-    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    assert chunk["diffusion"]["seed"] == 1
 
 
 def test_frames_are_numbered_chunks_with_an_empty_delta():
@@ -159,10 +140,9 @@ def test_after_dropped_frames_comes_a_keyframe_and_no_content_is_lost():
     assert content_of(chunks) == replay(chunks) == "abcdef"
 
 
-@pytest.mark.parametrize("mode", ["off", "delta"])
-def test_the_end_says_what_the_answer_cost_and_how_to_repeat_it(mode: str):
-    chunks = chunks_of(frames_of(b"abc", [0, 1, 2]), mode=mode, include_usage=True)
-    summary = chunks[-1]["diffusion"]
+def test_the_end_says_what_the_answer_cost_and_how_to_repeat_it():
+    summary = chunks_of(frames_of(b"abc", [0, 1, 2]), mode="delta")[-2]["diffusion"]
+    assert summary["kind"] == "end"
     assert summary["seed"] == 1
     assert summary["policy"] == "random"
     assert summary["nfe"] == 3

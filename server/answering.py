@@ -1,0 +1,307 @@
+"""From what a client asks to what it gets: one path for every generating route."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from diffusiongpt.engine.errors import EngineError
+from diffusiongpt.engine.frame import FinishReason, Frame
+from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.params import GenerationParams, seeds_of
+from diffusiongpt.server.body import read_json
+from diffusiongpt.server.errors import (
+    ApiError,
+    engine_error,
+    from_engine,
+    from_validation,
+    unavailable,
+)
+from diffusiongpt.server.generator import Generation, Generator, Prompt
+from diffusiongpt.server.logprobs import Ledger, SettledToken
+from diffusiongpt.server.models import check_model
+from diffusiongpt.server.protocol import GenerationRequest
+from diffusiongpt.server.settings import Settings
+from diffusiongpt.server.shapes import Shape
+from diffusiongpt.server.state import ServerState
+from diffusiongpt.server.streaming import AnswerHead, ChunkWriter, StreamStyle, usage_chunk
+from diffusiongpt.server.usage import Stopwatch, sum_usage, summary, usage_of
+
+# A reader this many frames behind is slow: frames are dropped for it, content is not.
+_FRAMES_BEHIND = 16
+# What the engine calls a parameter and every client knows by another name.
+_NAMES = {
+    name: f"diffusion.{name}"
+    for name in ("policy", "steps", "block_length", "threshold", "factor", "entropy_bound", "gap")
+}
+
+Ask = TypeVar("Ask", bound=GenerationRequest)
+
+
+async def read_ask(
+    request: Request,
+    kind: type[Ask],
+    generator: Generator,
+    settings: Settings,
+    state: ServerState,
+) -> Ask:
+    """The checked body of a request for a model that is served; raises ApiError."""
+    body = await read_json(request, settings.max_body_bytes)
+    try:
+        ask = kind.model_validate(body)
+    except ValidationError as error:
+        raise from_validation(error) from error
+    check_model(ask.model, generator.info)
+    state.refuse_while_draining()
+    return ask
+
+
+@contextlib.contextmanager
+def refusing(names: Mapping[str, str]) -> Iterator[None]:
+    """Turn the engine's refusals into answers; `names` are the route's for its parameters."""
+    try:
+        yield
+    except EngineError as error:
+        raise from_engine(error, {**_NAMES, **names}) from error
+
+
+def start(
+    generator: Generator, prompts: Sequence[Prompt], params: GenerationParams, num_choices: int
+) -> list[Generation]:
+    """Start `num_choices` generations of every prompt, prompt after prompt, or none at all.
+
+    Generation i draws with the seed plus i; without a seed the first draws one.
+    """
+    generations: list[Generation] = []
+    try:
+        for index, prompt in enumerate(each for each in prompts for _ in range(num_choices)):
+            first = generations[0].params.seed if generations else params.seed
+            seed = seeds_of(first, index + 1)[index]
+            generations.append(generator.submit(prompt, params.replace(seed=seed)))
+    except EngineError:
+        abort_all(generations)
+        raise
+    return generations
+
+
+def abort_all(generations: Sequence[Generation]) -> None:
+    """End whatever still runs."""
+    for generation in generations:
+        generation.abort()
+
+
+async def respond(
+    request: Request,
+    ask: GenerationRequest,
+    generations: Sequence[Generation],
+    shape: Shape,
+    info: ModelInfo,
+    settings: Settings,
+) -> Response:
+    """The answer, streamed or whole, as the client asked."""
+    headers = _headers(ask, generations)
+    head = AnswerHead(
+        id=f"{shape.id_prefix}-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=info.name,
+        object=shape.chunk_object if ask.stream else shape.whole_object,
+    )
+    if ask.stream:
+        return _stream(ask, generations, shape, head, settings, headers)
+    return await _answer(request, ask, generations, shape, head, headers)
+
+
+def _headers(ask: GenerationRequest, generations: Sequence[Generation]) -> dict[str, str]:
+    headers = {"x-diffusiongpt-seed": str(generations[0].params.seed)}
+    if ask.ignored:
+        names = ",".join(name for name in ask.ignored if name.isascii() and name.isprintable())
+        headers["x-diffusiongpt-ignored"] = names[:500]
+    return headers
+
+
+class _AbortingStream(EventSourceResponse):
+    """Server-sent events whose generations end with the response, however that ends."""
+
+    def __init__(self, generations: Sequence[Generation], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._generations = generations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not in the event generator: one that was never started runs no `finally`.
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            abort_all(self._generations)
+
+
+def _stream(
+    ask: GenerationRequest,
+    generations: Sequence[Generation],
+    shape: Shape,
+    head: AnswerHead,
+    settings: Settings,
+    headers: dict[str, str],
+) -> Response:
+    style = StreamStyle(
+        mode=ask.frames,
+        interval=ask.diffusion.frame_interval,
+        location=ask.diffusion.frame_location,
+        include_usage=ask.include_usage,
+    )
+    writers = [
+        ChunkWriter(head, shape, generation.params, style, index=index)
+        for index, generation in enumerate(generations)
+    ]
+    return _AbortingStream(
+        generations,
+        _events(generations, writers, head, ask),
+        headers=headers,
+        ping=settings.keep_alive_seconds,
+        # ": ping", the default, stops a widely used client in the middle of the stream.
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+        sep="\n",
+    )
+
+
+async def _events(
+    generations: Sequence[Generation],
+    writers: Sequence[ChunkWriter],
+    head: AnswerHead,
+    ask: GenerationRequest,
+) -> AsyncIterator[dict[str, str]]:
+    last: dict[int, Frame] = {}
+    async for index, frame in merge(generations):
+        if (error := _failure(frame)) is not None:
+            yield _event(error.envelope())
+            return
+        last[index] = frame
+        is_behind = generations[index].num_pending > _FRAMES_BEHIND
+        for chunk in writers[index].write(frame, is_behind=is_behind):
+            yield _event(chunk)
+    if ask.include_usage:
+        usage = sum_usage([last[index] for index in sorted(last)], ask.num_choices)
+        yield _event(usage_chunk(head, generations[0].params, usage))
+    yield {"data": "[DONE]"}
+
+
+def _event(value: object) -> dict[str, str]:
+    return {"data": json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
+
+
+async def merge(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Frame]]:
+    """The frames of all generations, each with its generation's index, as they come.
+
+    A frame is taken from its generation only when it can be handed on, so that `num_pending`
+    goes on saying how far a reader is behind.
+    """
+    if len(generations) == 1:
+        async for frame in generations[0]:
+            yield 0, frame
+        return
+    iterators = [aiter(generation) for generation in generations]
+    reading = {asyncio.ensure_future(_next(each)): i for i, each in enumerate(iterators)}
+    try:
+        while reading:
+            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: reading[task]):
+                index = reading.pop(task)
+                if (came := task.result()) is not None:
+                    yield index, came
+                    reading[asyncio.ensure_future(_next(iterators[index]))] = index
+    finally:
+        for task in reading:
+            task.cancel()
+
+
+async def _next(frames: AsyncIterator[Frame]) -> Frame | None:
+    return await anext(frames, None)
+
+
+def _failure(frame: Frame) -> ApiError | None:
+    """The error of a generation that ended without an answer."""
+    if frame.finish_reason is FinishReason.ERROR:
+        return engine_error(frame.error or "the engine failed")
+    if frame.finish_reason is FinishReason.ABORT:
+        return unavailable("the request was ended before its answer was complete")
+    return None
+
+
+@dataclass(slots=True)
+class _Whole:
+    """A choice as it comes together."""
+
+    ledger: Ledger
+    content: str = ""
+    last: Frame | None = None
+    settled: list[SettledToken] | None = None
+
+    def add(self, frame: Frame) -> None:
+        self.content += frame.content
+        self.last = frame
+        self.settled = [*(self.settled or ()), *self.ledger.take(frame)]
+
+
+async def _answer(
+    request: Request,
+    ask: GenerationRequest,
+    generations: Sequence[Generation],
+    shape: Shape,
+    head: AnswerHead,
+    headers: dict[str, str],
+) -> Response:
+    """The whole answer at once; ends the generations when the client goes away before it."""
+    stopwatch = Stopwatch()
+    collecting = asyncio.ensure_future(_collect(generations, stopwatch))
+    leaving = asyncio.ensure_future(_client_leaves(request))
+    try:
+        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return Response(status_code=499)  # nobody reads it; nginx's word for the log
+        wholes = collecting.result()
+    finally:
+        abort_all(generations)
+        collecting.cancel()
+        leaving.cancel()
+    choices, last_frames = [], []
+    for index, whole in enumerate(wholes):
+        assert whole.last is not None
+        last_frames.append(whole.last)
+        settled = None if ask.num_logprobs is None else whole.settled
+        choices.append(shape.whole(index, whole.content, settled, whole.last))
+    usage = sum_usage(last_frames, ask.num_choices)
+    body = head.fields() | {
+        "choices": choices,
+        "usage": usage_of(usage),
+        "diffusion": summary(generations[0].params, usage),
+        "timings": stopwatch.timings(usage),
+    }
+    return JSONResponse(body, headers=headers)
+
+
+async def _collect(generations: Sequence[Generation], stopwatch: Stopwatch) -> list[_Whole]:
+    """All choices, complete; raises the ApiError of the first that fails."""
+    wholes = [_Whole(Ledger()) for _ in generations]
+    async for index, frame in merge(generations):
+        if (error := _failure(frame)) is not None:
+            raise error
+        if frame.content:
+            stopwatch.note_content()
+        wholes[index].add(frame)
+    return wholes
+
+
+async def _client_leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
