@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusiongpt.engine.canvas import Canvas, Infill
@@ -52,13 +52,8 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [each for each in prompts if not isinstance(each, int)]
 
 
-def complete(
-    frames: Sequence[Frame], canvas: Canvas, decode: Callable[[Sequence[int]], str] | None
-) -> Completion:
+def complete(frames: Sequence[Frame], canvas: Canvas) -> Completion:
     """The completion that a request's frames add up to.
-
-    Args:
-        decode: gives the holes of an infill their text; None without a tokenizer.
 
     Raises:
         EngineFailure: the request failed.
@@ -73,14 +68,11 @@ def complete(
     tokens |= dict(token for frame in frames for token in frame.tokens)
     end = len(canvas.region) if canvas.is_infill else last.usage.completion_tokens
     token_ids = tuple(tokens[position] for position in range(end) if position in tokens)
-    fills: tuple[str, ...] = ()
-    if canvas.is_infill and decode is not None:
-        fills = tuple(decode(token_ids[start:stop]) for start, stop in canvas.holes)
     return Completion(
         text="".join(frame.content for frame in frames),
         token_ids=token_ids,
         finish_reason=last.finish_reason,
         usage=last.usage,
-        fills=fills,
+        fills=last.fills,
         tokens=tuple(committed[position] for position in sorted(committed)),
     )

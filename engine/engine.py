@@ -283,10 +283,9 @@ class Engine:
             for prompt, seed in zip(batch, seeds, strict=True)
         ]
         frames = self._run([request for group in groups for request in group])
-        decode = None if self.tokenizer is None else self.tokenizer.decode
         completions = []
         for prompt, group in zip(batch, groups, strict=True):
-            tried = [complete(frames[each.request_id], each.canvas, decode) for each in group]
+            tried = [complete(frames[each.request_id], each.canvas) for each in group]
             completions.append(
                 best_length(prompt, tried) if isinstance(prompt, Infill) else tried[0]
             )
@@ -456,7 +455,7 @@ class Engine:
             end = running.settled if running.stopped_at is None else running.stopped_at
             update = update.followed_by(running.text.finish(end))
         self._scheduler.remove(running.request.request_id)
-        return _frame(running, update=update, reason=reason)
+        return _frame(running, update=update, reason=reason, fills=_fills_of(running))
 
     def _fail(self, batch: Sequence[Running], error: Exception) -> list[Frame]:
         """End the requests of a failed tick and free their slots."""
@@ -472,11 +471,20 @@ class Engine:
         ]
 
 
+def _fills_of(running: Running) -> tuple[str, ...]:
+    """The text of each hole, if the request is an infill."""
+    canvas = running.request.canvas
+    if running.text is None or not canvas.is_infill:
+        return ()
+    return tuple(running.text.text_of(*hole) for hole in canvas.holes)
+
+
 def _frame(
     running: Running,
     *,
     update: TextUpdate | None = None,
     reason: FinishReason | None = None,
+    fills: tuple[str, ...] = (),
 ) -> Frame:
     if update is None:
         update = TextUpdate(settled=running.settled)
@@ -498,6 +506,7 @@ def _frame(
         unset=update.unset,
         content=update.content,
         settled=update.settled,
+        fills=fills,
         finish_reason=reason,
         usage=None if reason is None else running.usage(),
     )

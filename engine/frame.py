@@ -93,6 +93,7 @@ class Frame:
         set, unset: changes of the positions' text (empty unless the request is watched).
         content: text settled since the frame before; append-only.
         settled: number of leading positions that will not change any more.
+        fills: of an infill's last frame, the text of each hole.
     """
 
     request_id: str
@@ -109,6 +110,7 @@ class Frame:
     unset: tuple[int, ...] = ()
     content: str = ""
     settled: int = 0
+    fills: tuple[str, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
     usage: Usage | None = None

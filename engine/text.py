@@ -138,6 +138,11 @@ class TextCanvas:
         self._end = self._read
         return self._update([], end=self._read)
 
+    def text_of(self, start: int, stop: int) -> str:
+        """The text of the filled positions start..stop on their own."""
+        parts = (self._bytes(position) or b"" for position in range(start, stop))
+        return b"".join(parts).decode("utf-8", errors="replace")
+
     def _bytes(self, position: int) -> bytes | None:
         """The bytes of a position, None while it is masked."""
         token_id = self._ids[position]

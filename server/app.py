@@ -7,9 +7,11 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from diffusiongpt.server.chat import chat_routes
+from diffusiongpt.server.completions import completion_routes
 from diffusiongpt.server.errors import install_error_handlers
 from diffusiongpt.server.generator import Generator
 from diffusiongpt.server.health import health_routes
+from diffusiongpt.server.infill import infill_routes
 from diffusiongpt.server.middleware import RequestIds
 from diffusiongpt.server.models import model_routes
 from diffusiongpt.server.settings import Settings
@@ -30,7 +32,8 @@ def create_app(
         redoc_url=None,
     )
     install_error_handlers(app)
-    app.include_router(chat_routes(generator, settings, state))
+    for routes in (chat_routes, completion_routes, infill_routes):
+        app.include_router(routes(generator, settings, state))
     app.include_router(model_routes(generator))
     app.include_router(health_routes(generator, state))
     app.add_middleware(RequestIds)

@@ -5,6 +5,7 @@ Every refusal is one sentence. What the engine raises is translated here and now
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -19,11 +20,11 @@ from diffusiongpt.engine.errors import (
     QueueFull,
 )
 from diffusiongpt.server.log import logger
-from diffusiongpt.server.protocol import show
+from diffusiongpt.server.protocol import FieldError, show
 
 RETRY_AFTER_SECONDS = 2
 # pydantic puts the variant of a union into the path; clients never wrote it.
-_VARIANTS = frozenset({"str", "list[TextPart]", "list[str]"})
+_VARIANT = re.compile(r"str|int|bool|float|list\[.*\]|dict\[.*\]|HoleSegment")
 
 
 class ApiError(Exception):
@@ -105,11 +106,15 @@ def from_validation(error: ValidationError) -> ApiError:
     """What pydantic found, as one sentence: the deepest error, which of a union is the one of
     the variant that came closest."""
     first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-    path = ".".join(str(part) for part in first["loc"] if part not in _VARIANTS) or "the body"
+    path = (
+        ".".join(str(part) for part in first["loc"] if not _VARIANT.fullmatch(str(part)))
+        or "the body"
+    )
     if first["type"] == "missing":
         return invalid(f"{path} is required", path)
     if first["type"] == "value_error":
-        return invalid(str(first["ctx"]["error"]), path)
+        wrong = first["ctx"]["error"]
+        return invalid(str(wrong), wrong.param if isinstance(wrong, FieldError) else path)
     return invalid(f"{path}: {_lower_first(first['msg'])}, got {show(first['input'])}", path)
 
 

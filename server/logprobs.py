@@ -18,16 +18,12 @@ class SettledToken(NamedTuple):
 
 
 class Ledger:
-    """Keeps what was committed in any order until it has settled, and hands it out in order.
+    """Keeps what was committed in any order until it has settled, and hands it out in order."""
 
-    Args:
-        text_offset: characters of the answer before its first token.
-    """
-
-    def __init__(self, text_offset: int = 0) -> None:
+    def __init__(self) -> None:
         self._waiting: dict[int, PositionLogprobs] = {}
         self._num_taken = 0
-        self._text_offset = text_offset
+        self._text_offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def take(self, frame: Frame) -> list[SettledToken]:
@@ -53,6 +49,34 @@ def spell_for_chat(settled: Sequence[SettledToken]) -> dict[str, Any] | None:
         for each in settled
     ]
     return {"content": content, "refusal": None}
+
+
+def spell_for_text(settled: Sequence[SettledToken]) -> dict[str, Any] | None:
+    """The `logprobs` of a text completion, OpenAI's older shape; None without a token.
+
+    As there, the token itself is among the likely ones whether it is one of them or not.
+    """
+    if not settled:
+        return None
+    return {
+        "tokens": [_name(each.logprobs.token) for each in settled],
+        "token_logprobs": [round(each.logprobs.token.logprob, 6) for each in settled],
+        "top_logprobs": [
+            {
+                _name(token): round(token.logprob, 6)
+                for token in (*each.logprobs.top, each.logprobs.token)
+            }
+            for each in settled
+        ],
+        "text_offset": [each.text_offset for each in settled],
+    }
+
+
+def _name(token: TokenLogprob) -> str:
+    """A token as a key: one without a text of its own is spelled by its bytes, as OpenAI does."""
+    if token.data is None or token.text.encode() == token.data:
+        return token.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.data)
 
 
 def _spell_token(token: TokenLogprob) -> dict[str, Any]:

@@ -20,6 +20,14 @@ MAX_MESSAGES = 1024
 MAX_CHOICES = 128
 
 
+class FieldError(ValueError):
+    """Fields that do not go together, in a sentence; `param` is the one to blame."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class _Wire(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -105,16 +113,17 @@ class GenerationRequest(BaseModel):
     """What every generating route takes; each adds its own prompt.
 
     A route's `_UNSUPPORTED` names fields that we understand and cannot honour, with the values
-    that ask for nothing; `_HARMLESS` ones that change nothing about an answer.
+    that ask for nothing; `_HARMLESS` ones that change nothing about an answer; `_HAS_DELTAS`
+    says whether a frame can be inside of a delta.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {}
     _HARMLESS: ClassVar[frozenset[str]] = frozenset({"user", "metadata", "safety_identifier"})
+    _HAS_DELTAS: ClassVar[bool] = False
 
     model: str = Field(description="name of the served model")
-    max_tokens: int | None = Field(None, description="length of the answer's canvas")
     temperature: float | None = Field(None, description="of the token draw, 0 to 2")
     top_p: float | None = Field(None, description="truncation of the token draw")
     top_k: int | None = Field(None, description="truncation of the token draw, 0 is off")
@@ -139,10 +148,17 @@ class GenerationRequest(BaseModel):
             value = self.extras.get(name)
             if value not in accepted or (isinstance(value, bool) and False not in accepted):
                 shown = " or ".join(repr(each) for each in accepted if each is not None)
-                raise ValueError(
+                raise FieldError(
+                    name,
                     f"{name} is not supported yet, got {show(value)}"
-                    + (f"; {shown} is accepted" if shown else "")
+                    + (f"; {shown} is accepted" if shown else ""),
                 )
+        if self.diffusion.frame_location == "delta" and not self._HAS_DELTAS:
+            raise FieldError(
+                "diffusion.frame_location",
+                'diffusion.frame_location must be "chunk" on this route, which has no deltas, '
+                'got "delta"',
+            )
         return self
 
     @property
@@ -175,8 +191,8 @@ class GenerationRequest(BaseModel):
 
     @property
     def asked_tokens(self) -> int | None:
-        """The length that was asked for, by whichever name."""
-        return self.max_tokens
+        """Length of the answer's canvas; None is the model's own."""
+        raise NotImplementedError
 
     @property
     def num_logprobs(self) -> int | None:
@@ -209,6 +225,7 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
+    _HAS_DELTAS: ClassVar[bool] = True
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "logit_bias": (None, {}),
         "frequency_penalty": (None, 0),
@@ -240,6 +257,7 @@ class ChatRequest(GenerationRequest):
     )
 
     messages: list[Message] = Field(description="the chat so far")
+    max_tokens: int | None = Field(None, description="length of the answer's canvas")
     max_completion_tokens: int | None = Field(None, description="max_tokens by its newer name")
     logprobs: bool | None = Field(None, description="tell each token's log-probability")
     top_logprobs: int | None = Field(
@@ -260,17 +278,22 @@ class ChatRequest(GenerationRequest):
         if None not in (self.max_tokens, self.max_completion_tokens) and (
             self.max_tokens != self.max_completion_tokens
         ):
-            raise ValueError(
+            raise FieldError(
+                "max_tokens",
                 f"max_tokens={self.max_tokens} and max_completion_tokens="
-                f"{self.max_completion_tokens} contradict each other; give one"
+                f"{self.max_completion_tokens} contradict each other; give one",
             )
         if self.top_logprobs is None:
             return self
         if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
-            raise ValueError(f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {self.top_logprobs}")
+            raise FieldError(
+                "top_logprobs",
+                f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {self.top_logprobs}",
+            )
         if self.top_logprobs and not self.logprobs:
-            raise ValueError(
-                f"top_logprobs needs logprobs to be true, got top_logprobs={self.top_logprobs}"
+            raise FieldError(
+                "top_logprobs",
+                f"top_logprobs needs logprobs to be true, got top_logprobs={self.top_logprobs}",
             )
         return self
 

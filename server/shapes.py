@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from diffusiongpt.engine.frame import FinishReason, Frame
-from diffusiongpt.server.logprobs import SettledToken, spell_for_chat
+from diffusiongpt.server.logprobs import SettledToken, spell_for_chat, spell_for_text
 
 Json = dict[str, Any]
 
@@ -100,6 +100,73 @@ class ChatShape:
 
 
 _NO_TOKENS: Json = {"content": [], "refusal": None}
+
+
+class TextShape:
+    """Text completions.
+
+    Args:
+        echoes: for each choice the prompt that comes before its text, or none at all.
+    """
+
+    id_prefix = "cmpl"
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, echoes: Sequence[str] = ()) -> None:
+        self._echoes = echoes
+
+    def opening(self, index: int) -> Json | None:
+        """The echoed prompt."""
+        return self._text(index, self._echoes[index]) if self._echoes else None
+
+    def piece(self, index: int, text: str, settled: Sequence[SettledToken]) -> Json:
+        """Settled text."""
+        return self._text(index, text, logprobs=spell_for_text(settled))
+
+    def silence(self, index: int, payload: Json | None = None) -> Json:
+        """No text; `protocol.py` refuses frames inside of a text."""
+        assert payload is None
+        return self._text(index, "")
+
+    def closing(self, index: int, last: Frame) -> Json:
+        """The reason of the end."""
+        return self._text(index, "", finish_reason=finish_reason_of(last))
+
+    def whole(
+        self, index: int, text: str, settled: Sequence[SettledToken] | None, last: Frame
+    ) -> Json:
+        """The whole text, after its prompt if that is echoed."""
+        return self._text(
+            index,
+            (self._echoes[index] if self._echoes else "") + text,
+            logprobs=None if settled is None else spell_for_text(settled),
+            finish_reason=finish_reason_of(last),
+        )
+
+    @staticmethod
+    def _text(
+        index: int, text: str, *, logprobs: Json | None = None, finish_reason: str | None = None
+    ) -> Json:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+class InfillShape(TextShape):
+    """Infills: the text from the first hole to the last, and in the end each hole's."""
+
+    id_prefix = "infill"
+    whole_object = "infill"
+    chunk_object = "infill.chunk"
+
+    def closing(self, index: int, last: Frame) -> Json:
+        """What fills each hole."""
+        return super().closing(index, last) | {"fills": list(last.fills)}
+
+    def whole(
+        self, index: int, text: str, settled: Sequence[SettledToken] | None, last: Frame
+    ) -> Json:
+        """The whole text, and what fills each hole."""
+        return super().whole(index, text, settled, last) | {"fills": list(last.fills)}
 
 
 def finish_reason_of(frame: Frame) -> str:

@@ -91,7 +91,7 @@ class ChunkWriter:
 
     Args:
         head: the repeated fields. shape: the route's spelling. index: of the choice.
-        params: the request as the engine runs it. text_offset: characters before the answer.
+        params: the request as the engine runs it.
     """
 
     def __init__(
@@ -100,9 +100,7 @@ class ChunkWriter:
         shape: Shape,
         params: GenerationParams,
         style: StreamStyle,
-        *,
         index: int = 0,
-        text_offset: int = 0,
     ) -> None:
         self._head = head
         self._shape = shape
@@ -110,7 +108,7 @@ class ChunkWriter:
         self._style = style
         self._index = index
         self._watch = Watch()
-        self._ledger = Ledger(text_offset)
+        self._ledger = Ledger()
         self._clock = Stopwatch()
         self._sequence = 0
         self._num_skipped = 0

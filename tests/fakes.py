@@ -143,6 +143,7 @@ class FakeGenerator:
         self.generations: list[FakeGeneration] = []
         self.messages: list[Mapping[str, str]] = []
         self.prompts: list[Prompt] = []
+        self.fills: tuple[str, ...] = ()
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         self.messages = list(messages)
@@ -168,6 +169,8 @@ class FakeGenerator:
         generation = FakeGeneration(
             [_as_asked(frame, params) for frame in frames], params, self.pause
         )
+        if isinstance(prompt, Infill) and self.fills:
+            generation.change_last(fills=self.fills)
         self.prompts.append(prompt)
         self.generations.append(generation)
         return generation

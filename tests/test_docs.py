@@ -15,7 +15,9 @@ from diffusiongpt.cli.main import app
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.pipeline_options import PipelineOptions
 from diffusiongpt.engine.policies import PRESETS
-from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions
+from diffusiongpt.server.completions import CompletionRequest, FimRequest
+from diffusiongpt.server.infill import HoleSegment, InfillRequest
+from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions, GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.training.__main__ import COMMANDS as TRAINING_COMMANDS
 
@@ -44,9 +46,24 @@ def test_the_architecture_has_a_reason_for_every_dependency():
 
 
 def test_every_field_of_a_request_is_documented():
-    fields = {*ChatRequest.model_fields, *DiffusionOptions.model_fields}
-    fields |= {*ChatRequest._UNSUPPORTED, *ChatRequest._HARMLESS}
-    assert not {name for name in fields if f"`{name}`" not in API}
+    routes = {
+        "/v1/chat/completions": (ChatRequest, DiffusionOptions),
+        "/v1/completions": (CompletionRequest,),
+        "/v1/fim/completions": (FimRequest,),
+        "/v1/infill": (InfillRequest,),
+    }
+    shared = set(GenerationRequest.model_fields)
+    for route, requests in routes.items():
+        section = API.split(f"## POST {route}\n")[1].split("\n## ")[0]
+        for request in requests:
+            own = {*request.model_fields, *getattr(request, "_UNSUPPORTED", ())}
+            if route != "/v1/chat/completions":
+                own -= shared
+            if route == "/v1/fim/completions":
+                own -= {*CompletionRequest.model_fields, *CompletionRequest._UNSUPPORTED}
+            assert not {name for name in own if f"`{name}`" not in section}, route
+    assert all(f"`{name}`" in API for name in ChatRequest._HARMLESS)
+    assert HoleSegment.model_fields.keys() == {"mask"}
 
 
 def test_every_policy_and_parameter_is_documented():

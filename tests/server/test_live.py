@@ -130,6 +130,19 @@ def test_the_openai_client_reads_several_choices_and_their_logprobs(client: open
     assert lengths == [len(TEXT.encode())] * 2
 
 
+def test_the_openai_client_reads_text_completions(client: openai.OpenAI):
+    ask = {"model": "fake", "prompt": ["a", "b"], "n": 2, "logprobs": 1, "seed": 1}
+    answer = client.completions.create(**ask)  # type: ignore[call-overload]
+    assert [choice.text for choice in answer.choices] == [TEXT] * 4
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.choices[0].logprobs.text_offset[:3] == [0, 1, 2]
+    ask |= {"stream": True, "extra_body": {"diffusion": {"frames": "delta"}}, "suffix": "c"}
+    texts = ["", "", "", ""]
+    for chunk in client.completions.create(**ask):  # type: ignore[call-overload]
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [TEXT] * 4
+
+
 def test_the_asynchronous_client_reads_the_frames(url: str):
     async def read() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:

@@ -1,0 +1,112 @@
+"""A real engine behind every route: what streams is what is answered, and what frames replay."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from diffusiongpt.engine.engine import Engine
+from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.engine.worker import EngineWorker
+from diffusiongpt.server.app import create_app
+from diffusiongpt.server.settings import Settings
+
+from tiny_models import write_modernbert
+from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+from wire import content_of, events_of, replay
+
+SECTION = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [0, 2, MASK]}
+TEXT = "the cat 🎈 sat"
+CHAT = [{"role": "user", "content": TEXT}]
+ASKS = {
+    "/v1/chat/completions": {"messages": CHAT},
+    "/v1/completions": {"prompt": [TEXT, "one day"]},
+    "/v1/fim/completions": {"prompt": TEXT, "suffix": "größer"},
+    "/v1/infill": {"segments": [TEXT, {"mask": 9}, "ß", {"mask": 8}, [40, 41], {"mask": 1}]},
+}
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory):
+    """One client for a bidirectional model, one for a block-causal one."""
+    found, workers = {}, []
+    for name, block_length in (("wide", None), ("blocks", 4)):
+        folder = tmp_path_factory.mktemp(name)
+        write_modernbert(
+            folder, vocab_size=VOCAB_SIZE, seed=4, section=SECTION, block_length=block_length
+        )
+        write_tiny_tokenizer(folder)
+        workers.append(EngineWorker(Engine.from_pretrained(folder, name="tiny")))
+        workers[-1].start()
+        found[name] = TestClient(create_app(workers[-1], Settings()))
+    with found["wide"], found["blocks"]:
+        yield found
+    for worker in workers:
+        worker.stop()
+
+
+def text_of(choice):
+    return choice["message"]["content"] if "message" in choice else choice["text"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whole_streamed_and_replayed_are_the_same(clients, data):
+    url = data.draw(st.sampled_from(sorted(ASKS)))
+    wide = url in ("/v1/fim/completions", "/v1/infill") or data.draw(st.booleans())
+    client = clients["wide" if wide else "blocks"]
+    ask = {
+        "model": "tiny",
+        **ASKS[url],
+        "n": data.draw(st.integers(1, 3)),
+        "seed": data.draw(st.integers(0, 9)),
+        "temperature": data.draw(st.sampled_from([0.0, 1.0])),
+        "diffusion": {"policy": data.draw(st.sampled_from(sorted(PRESETS)))},
+    }
+    if url != "/v1/infill":
+        ask["max_tokens"] = data.draw(st.integers(1, 24))
+    if url in ("/v1/chat/completions", "/v1/completions"):
+        ask["stop"] = data.draw(st.sampled_from([None, "a", ["e", "\x17", "�"]]))
+    whole = client.post(url, json=ask)
+    assert whole.status_code == 200, whole.text
+    choices = whole.json()["choices"]
+    ask["stream"] = True
+    ask["diffusion"] |= {
+        "frames": data.draw(st.sampled_from(["delta", "full"])),
+        "frame_interval": data.draw(st.integers(1, 3)),
+    }
+    chunks = events_of(client.post(url, json=ask).text)
+    for choice in choices:
+        own = [each for each in chunks if each["choices"][0]["index"] == choice["index"]]
+        assert content_of(own) == text_of(choice) == replay(own)
+        last = own[-1]["choices"][0]
+        assert last["finish_reason"] == choice["finish_reason"]
+        assert last.get("fills") == choice.get("fills")
+
+
+def test_an_infill_puts_the_fills_between_what_is_given(clients):
+    ask = {"model": "tiny", "seed": 3, "segments": ["the ", {"mask": 3}, " and ", {"mask": 4}, "."]}
+    choice = clients["wide"].post("/v1/infill", json=ask).json()["choices"][0]
+    first, second = choice["fills"]
+    assert len(choice["fills"]) == 2
+    assert " and " in choice["text"]
+    if "�" not in choice["text"]:
+        assert choice["text"] == f"{first} and {second}"
+
+
+@pytest.mark.parametrize("url", ["/v1/fim/completions", "/v1/infill"])
+def test_a_model_that_does_not_see_what_follows_says_so(clients, url):
+    answer = clients["blocks"].post(url, json={"model": "tiny", **ASKS[url]})
+    assert answer.status_code == 400
+    assert "is block-causal and sees nothing after its block" in answer.json()["error"]["message"]
+
+
+def test_a_seed_gives_each_choice_what_it_gives_alone(clients):
+    ask = {"model": "tiny", "prompt": TEXT, "max_tokens": 12, "logprobs": 2}
+    three = clients["wide"].post("/v1/completions", json={**ask, "n": 3, "seed": 4}).json()
+    for index, choice in enumerate(three["choices"]):
+        alone = clients["wide"].post("/v1/completions", json={**ask, "seed": 4 + index}).json()
+        assert alone["choices"][0]["text"] == choice["text"]
+        assert alone["choices"][0]["logprobs"]["tokens"] == choice["logprobs"]["tokens"]
