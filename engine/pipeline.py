@@ -23,12 +23,12 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.chat_template_utils import Chat
 
-from diffusiongpt.engine.completion import seeds_of
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, LoadError
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.loader import adopt_network
+from diffusiongpt.engine.params import seeds_of
 from diffusiongpt.engine.pipeline_options import PipelineOptions, params_of
 from diffusiongpt.engine.request import Request
 

@@ -63,7 +63,7 @@ class InfillRequest(GenerationRequest):
     @property
     def asked_tokens(self) -> int:
         """Positions of all holes; without any the engine refuses."""
-        return max(sum(each.length for each in self.parts if isinstance(each, Hole)), 1)
+        return max(sum(each.mask for each in self.segments if isinstance(each, HoleSegment)), 1)
 
 
 def infill_routes(generator: Generator, settings: Settings, state: ServerState) -> APIRouter:
