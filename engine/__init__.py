@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from diffusiongpt.engine.frame import Change, CommittedToken, FinishReason, Frame, Usage
     from diffusiongpt.engine.info import ModelInfo
-    from diffusiongpt.engine.params import GenerationParams
+    from diffusiongpt.engine.params import EditParams, GenerationParams
     from diffusiongpt.engine.pipeline import TextDiffusionPipeline
     from diffusiongpt.engine.score import Score
     from diffusiongpt.engine.worker import EngineWorker, Generation
@@ -47,6 +47,7 @@ _HOMES = {
     "Frame": "frame",
     "Usage": "frame",
     "ModelInfo": "info",
+    "EditParams": "params",
     "GenerationParams": "params",
     "TextDiffusionPipeline": "pipeline",
     "Score": "score",
@@ -59,6 +60,7 @@ __all__ = [
     "CommittedToken",
     "Completion",
     "ContextLengthExceeded",
+    "EditParams",
     "Engine",
     "EngineConfig",
     "EngineError",

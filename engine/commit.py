@@ -18,30 +18,39 @@ from diffusiongpt.engine.sampling import RowStatistics
 class PolicyRows:
     """The parameters of each slot's policy, (A,) each; see `policies.Policy`.
 
-    `adaptive` and `timed` are bool, `gap` is int64, the rest float32; `threshold` is the
-    logarithm of the probability threshold.
+    `adaptive` and `timed` are bool, `gap` and `stable` are int64, the rest float32;
+    `log_threshold` is the logarithm of the probability threshold.
     """
 
     confidence: Tensor
     margin: Tensor
     entropy: Tensor
     hitting_time: Tensor
+    position_bias: Tensor
+    credit: Tensor
     log_threshold: Tensor
     factor: Tensor
     entropy_bound: Tensor
     adaptive: Tensor
     timed: Tensor
+    stable: Tensor
     gap: Tensor
 
 
-def score_candidates(policy: PolicyRows, statistics: RowStatistics, hitting: Tensor) -> Tensor:
-    """Score (A, W), higher first. `statistics` hold (A, W) tensors, `hitting` (A, W) in [0, 1)."""
-    return (
+def score_candidates(
+    policy: PolicyRows, statistics: RowStatistics, hitting: Tensor, candidate: Tensor
+) -> Tensor:
+    """Score (A, W), higher first, -inf for what is no candidate."""
+    column = torch.arange(candidate.shape[1], device=candidate.device)
+    leftmost = candidate.to(torch.int8).argmax(dim=1, keepdim=True)
+    score = (
         policy.confidence[:, None] * statistics.log_top
         + policy.margin[:, None] * statistics.margin
         - policy.entropy[:, None] * statistics.entropy
         + policy.hitting_time[:, None] * hitting
+        - policy.position_bias[:, None] * (column - leftmost)
     )
+    return score.masked_fill(~candidate, -torch.inf)
 
 
 def choose_positions(
@@ -53,6 +62,7 @@ def choose_positions(
     at_least: Tensor,
     time: Tensor,
     max_gap: int,
+    steady: Tensor | None = None,
 ) -> Tensor:
     """Choose the positions to commit: the longest run of ranks within the gates, or `at_least`.
 
@@ -64,18 +74,21 @@ def choose_positions(
         at_least: (A,) how many the step budget asks for.
         time: (A,) the time t after this step; a timed policy commits hitting times >= t.
         max_gap: the largest `gap` in the batch.
+        steady: (A, W) bool, positions that rank before all others, which pass no gate.
 
     Returns:
         (A, W) bool, a subset of `candidate`. Ties go to the leftmost position.
     """
-    score = score_candidates(policy, statistics, hitting).masked_fill(~candidate, -torch.inf)
-    rank = ranks(score)
+    rank = ranks(score_candidates(policy, statistics, hitting, candidate))
+    if steady is not None:
+        rank = ranks(-(rank + candidate.shape[1] * (~steady).long()))
     spaced = candidate & is_spaced(rank, candidate, policy.gap, max_gap)
     width = candidate.shape[1]
     # Candidates that keep the gap come first, then the others, then what is no candidate.
     tier = 2 - candidate.to(torch.int64) - spaced.to(torch.int64)
     order = (rank + width * tier).argsort(dim=-1, stable=True)
-    passed = within_gates(policy, statistics, hitting, spaced, order, time)
+    allowed = spaced if steady is None else spaced & steady
+    passed = within_gates(policy, statistics, hitting, allowed, order, time)
     in_order = torch.arange(width, device=order.device) < at_least[:, None]
     chosen_in_order = passed | in_order
     chosen = torch.zeros_like(candidate).scatter_(1, order, chosen_in_order)

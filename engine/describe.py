@@ -24,6 +24,11 @@ def describe_model(model: LoadedModel, config: EngineConfig) -> ModelInfo:
         defaults = GenerationParams(**filled)
     except (TypeError, InvalidRequest) as error:
         raise LoadError(f"the model's sampler defaults cannot be used: {error}") from error
+    if PRESETS[policy].looks_back and not model.can_edit:
+        raise LoadError(
+            f"the model's default policy {policy} revises filled positions, "
+            "which the model was not trained to predict"
+        )
     return ModelInfo(
         name=config.name or model.name,
         family=model.family.name,
@@ -34,6 +39,7 @@ def describe_model(model: LoadedModel, config: EngineConfig) -> ModelInfo:
         num_parameters=model.num_parameters,
         max_tokens=config.max_tokens,
         defaults=defaults,
+        can_edit=model.can_edit,
     )
 
 

@@ -24,7 +24,7 @@ from diffusiongpt.engine.describe import (
     token_budget_of,
 )
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
-from diffusiongpt.engine.frame import FinishReason, Frame, Usage
+from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange, Usage
 from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel, load_model
 from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
@@ -243,8 +243,8 @@ class Engine:
             # Whatever it was (memory, a device fault), it ends the requests in the batch only.
             return frames + self._fail(batch, error)
         self._failures = 0
-        for running, positions, token_ids, confidences in updates:
-            frame = self._commit(running, positions, token_ids, confidences)
+        for running, changes in zip(batch, updates, strict=True):
+            frame = self._commit(running, changes)
             if frame is not None:
                 frames.append(frame)
         return frames
@@ -337,7 +337,7 @@ class Engine:
             running = self._scheduler.seat(request, self._new_text(request))
             update = None
             if running.text is not None and request.canvas.given:
-                given = ((position, token_id, 1.0) for position, token_id in request.canvas.given)
+                given = (TokenChange(*each, 1.0) for each in request.canvas.given)
                 update = running.text.commit(given)
             frames.append(_frame(running, update=update))
         return frames
@@ -354,10 +354,8 @@ class Engine:
             end_token_ids=() if params.ignore_eos else self._stop_ids,
         )
 
-    def _denoise(
-        self, batch: Sequence[Running]
-    ) -> list[tuple[Running, list[int], list[int], list[float]]]:
-        """One forward for the batch; what each request committed, in completion positions."""
+    def _denoise(self, batch: Sequence[Running]) -> list[list[TokenChange]]:
+        """One forward for the batch; what changed in each request, in completion positions."""
         facts = describe_batch(
             batch,
             block_length=self._model.block_length if self._is_block_causal else None,
@@ -365,12 +363,16 @@ class Engine:
         )
         windows = [running.window() for running in batch]
         commits = denoise(self._model, self._head, self._scheduler.table, windows, facts)
-        for running, step in zip(batch, commits.step.tolist(), strict=True):
-            self._scheduler.note_forward(running, step)
+        for running, step, is_open in zip(
+            batch, commits.step.tolist(), commits.is_open.tolist(), strict=True
+        ):
+            self._scheduler.note_forward(running, step, is_open)
         self._note_logprobs(batch, commits)
-        updates: list[tuple[Running, list[int], list[int], list[float]]] = [
-            (running, [], [], []) for running in batch
-        ]
+        changes: list[list[TokenChange]] = [[] for _ in batch]
+        for row, position in zip(
+            commits.remasked_row.tolist(), commits.remasked_position.tolist(), strict=True
+        ):
+            changes[row].append(TokenChange(position - len(batch[row].request.prompt), None, 0.0))
         for row, position, token_id, confidence in zip(
             commits.row.tolist(),
             commits.position.tolist(),
@@ -378,11 +380,9 @@ class Engine:
             commits.confidence.tolist(),
             strict=True,
         ):
-            running, positions, token_ids, confidences = updates[row]
-            positions.append(position - len(running.request.prompt))
-            token_ids.append(token_id)
-            confidences.append(confidence)
-        return updates
+            in_completion = position - len(batch[row].request.prompt)
+            changes[row].append(TokenChange(in_completion, token_id, confidence))
+        return changes
 
     def _note_logprobs(self, batch: Sequence[Running], commits: Commits) -> None:
         """Keep the log-probabilities of what was committed, for the requests that ask."""
@@ -416,21 +416,14 @@ class Engine:
     def _is_block_causal(self) -> bool:
         return self.info.attention == "block_causal"
 
-    def _commit(
-        self,
-        running: Running,
-        positions: list[int],
-        token_ids: list[int],
-        confidences: list[float],
-    ) -> Frame | None:
-        """Take note of a request's commits; its frame, or None when nobody needs one."""
-        running.fill(positions, token_ids, self._stop_ids)
+    def _commit(self, running: Running, changes: Sequence[TokenChange]) -> Frame | None:
+        """Take note of a request's changes; its frame, or None when nobody needs one."""
+        running.fill(changes, self._stop_ids)
         update = TextUpdate(settled=running.settled)
         if running.text is not None:
-            update = running.text.commit(zip(positions, token_ids, confidences, strict=True))
+            update = running.text.commit(changes, editable_from=running.editable_from)
         reason = self._finish_reason(running, update)
-        running.unsent += zip(positions, token_ids, strict=True)
-        running.record(positions, token_ids, confidences)
+        running.record(changes)
         if reason is not None:
             return self._finish(running, reason, update)
         watched = running.request.params.watch or running.text is None
@@ -441,7 +434,7 @@ class Engine:
     def _finish_reason(self, running: Running, update: TextUpdate) -> FinishReason | None:
         if update.stopped or running.has_ended:
             return FinishReason.STOP
-        if running.masked:
+        if running.masked or running.is_open:
             return None
         return FinishReason.STOP if running.request.canvas.is_infill else FinishReason.LENGTH
 
@@ -488,8 +481,7 @@ def _frame(
 ) -> Frame:
     if update is None:
         update = TextUpdate(settled=running.settled)
-    tokens = tuple(running.unsent)
-    running.unsent.clear()
+    unsent, running.unsent = running.unsent, {}
     logprobs, running.unsent_logprobs = tuple(running.unsent_logprobs), []
     return Frame(
         request_id=running.request.request_id,
@@ -499,9 +491,10 @@ def _frame(
         block_length=running.request.blocks.block_length,
         length=len(running.filled),
         masked=running.masked,
-        tokens=tokens,
+        tokens=tuple((position, each) for position, each in unsent.items() if each is not None),
         committed=running.take_recorded(),
         logprobs=logprobs,
+        remasked=tuple(position for position, each in unsent.items() if each is None),
         set=update.set,
         unset=update.unset,
         content=update.content,

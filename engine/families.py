@@ -40,6 +40,8 @@ class FamilySpec:
         attention: who sees whom. block_length: of block-causal attention, or a bidirectional
             model's own block of denoising; None takes the config's `block_size` or the canvas.
         logit_shift: the logits at a position predict the next one.
+        can_edit: the model was trained to predict filled positions, too, so that they can be
+            edited; a section that does not say so says no.
         mask_token_id: None takes the config's `mask_token_id`, then `mask_token`.
         mask_token: text of the mask token, looked up in the tokenizer.
         stop_token_ids: None takes the config's `eos_token_id`, and `stop`.
@@ -60,6 +62,7 @@ class FamilySpec:
     attention: AttentionKind = "bidirectional"
     block_length: int | None = None
     logit_shift: bool = False
+    can_edit: bool = False
     mask_token_id: int | None = None
     mask_token: str | None = None
     stop_token_ids: tuple[int, ...] | None = None
@@ -116,6 +119,7 @@ _SPECS = (
         name="modernbert",
         architectures=("ModernBertForMaskedLM",),
         native="ModernBertForMaskedLM",
+        can_edit=True,  # masked language models see replaced tokens in training
         mask_token="[MASK]",
     ),
     FamilySpec(
@@ -159,6 +163,7 @@ _SPECS = (
         native="Glm4MoeForCausalLM",
         attention="block_causal",
         block_length=32,
+        can_edit=True,  # from LLaDA2.1 on (arXiv 2602.08676)
         mask_token="<|mask|>",
         stop=("<|endoftext|>", "<|role_end|>"),
         rename=_LLADA2_NAMES,
@@ -271,6 +276,7 @@ def _read_section(section: Any, where: str) -> dict[str, Any]:
             )
     values = {name: section[name] for name in _SECTION_FIELDS if name in section}
     _check_sampler(values.get("sampler", {}), where)
+    values.setdefault("can_edit", False)
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
@@ -312,6 +318,7 @@ _SECTION_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_count(value),
         "null or an integer of at least 1",
     ),
+    "can_edit": (lambda value: isinstance(value, bool), "true or false"),
     "logit_shift": (lambda value: isinstance(value, bool), "true or false"),
     "stop_token_ids": (_are_ids, "a list of token ids"),
     "never_emit_token_ids": (_are_ids, "a list of token ids"),

@@ -23,6 +23,17 @@ class FinishReason(StrEnum):
     ERROR = "error"  # see Frame.error
 
 
+class TokenChange(NamedTuple):
+    """A position of the completion was given a token, or (None) the mask again.
+
+    `confidence` is the token's probability at temperature 1.
+    """
+
+    position: int
+    token_id: int | None
+    confidence: float
+
+
 class CommittedToken(NamedTuple):
     """A token of a completion, and how it came there.
 
@@ -30,7 +41,7 @@ class CommittedToken(NamedTuple):
     when it was committed. Where each step commits one position, their sum is the logarithm of
     the completion's probability in that order; where a step commits several, each is given the
     same canvas. `step` counts denoising steps from 1, `order` the request's commits from 0;
-    those of one step count from left to right.
+    those of one step count from left to right. Of a position that was revised, the last counts.
     """
 
     token_id: int
@@ -86,10 +97,11 @@ class Frame:
         step: denoising steps so far. steps: planned in all.
         block: index of the block being denoised. block_length: its length.
         length: positions in the completion's canvas. masked: how many are still masked.
-        tokens: (position, token id) committed since the frame before; positions count from
-            the completion's start.
+        tokens: (position, token id) committed or edited since the frame before; positions
+            count from the completion's start.
         committed: the same tokens with their log-probabilities.
         logprobs: of `tokens`, if the request asks for them.
+        remasked: positions that were filled before and are masked again.
         set, unset: changes of the positions' text (empty unless the request is watched).
         content: text settled since the frame before; append-only.
         settled: number of leading positions that will not change any more.
@@ -106,6 +118,7 @@ class Frame:
     tokens: tuple[tuple[int, int], ...] = ()
     committed: tuple[CommittedToken, ...] = ()
     logprobs: tuple[PositionLogprobs, ...] = ()
+    remasked: tuple[int, ...] = ()
     set: tuple[Change, ...] = ()
     unset: tuple[int, ...] = ()
     content: str = ""

@@ -21,7 +21,8 @@ class ModelInfo:
         block_length: the model's own block, None for a full-canvas model.
         vocab_size: rows of the embedding. num_parameters: weights, tied ones once.
         max_tokens: longest completion the engine's canvases hold.
-        defaults: sampler defaults, every field filled in but `steps` and `seed`.
+        can_edit: whether it was trained to predict filled positions, too.
+        defaults: sampler defaults, every field filled in but `steps`, `seed` and `edits`.
     """
 
     name: str
@@ -33,3 +34,4 @@ class ModelInfo:
     num_parameters: int
     max_tokens: int
     defaults: GenerationParams
+    can_edit: bool = False

@@ -32,7 +32,7 @@ class LoadedModel:
     Attributes:
         config: of the class that transformers ships.
         name: public id. folder: where it came from. family: its FamilySpec.
-        attention, block_length, logit_shift, sampler, chat_template: as in FamilySpec.
+        attention, block_length, logit_shift, can_edit, sampler, chat_template: as in FamilySpec.
         mask_token_id, stop_token_ids, never_emit_token_ids: the last one holds the mask.
         context_length: positions the model was trained for. vocab_size: V, rows of the embedding.
         num_parameters: tied ones once. dtype, device: of the weights.
@@ -61,6 +61,7 @@ class LoadedModel:
         self.attention: AttentionKind = family.attention
         self.block_length = family.block_length
         self.logit_shift = family.logit_shift
+        self.can_edit = family.can_edit
         self.sampler: Mapping[str, Any] = family.sampler
         self.chat_template = family.chat_template
         self.context_length: int = network.config.max_position_embeddings

@@ -8,11 +8,43 @@ from dataclasses import dataclass
 
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
-from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.engine.policies import MAX_ROUNDS, PRESETS
 
+MAX_STEPS = 65_536
+MAX_STABLE = 256
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditParams:
+    """When a filled position gets another token (LLaDA2.1, arXiv 2602.08676).
+
+    Attributes:
+        threshold: its most likely token is another one, and more probable than this.
+        margin: and at least this many times as probable as the token it replaces.
+        doubt: a token of a full block is masked again, and drawn anew, when a look at the
+            block gives it less than this probability; 0 is off.
+        max_rounds: how often a block is looked at again after it is full; 0 edits only while
+            it fills. A round without a change, or one that comes back to an earlier state of
+            the block, is the last.
+    """
+
+    threshold: float = 0.9
+    margin: float = 1.0
+    doubt: float = 0.0
+    max_rounds: int = 16
+
+    def __post_init__(self) -> None:
+        _check_number("edits.threshold", self.threshold, 0.0, 1.0)
+        _check_number("edits.margin", self.margin, 1.0, math.inf)
+        _check_number("edits.doubt", self.doubt, 0.0, 1.0)
+        if self.doubt and not self.max_rounds:
+            raise InvalidRequest(
+                f"edits.doubt={self.doubt} needs edits.max_rounds of at least 1, got 0", "edits"
+            )
+        _check_integer("edits.max_rounds", self.max_rounds, 0, MAX_ROUNDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +58,8 @@ class GenerationParams:
             with an equal share spread their commits over it (default: one token a step);
             adaptive ones (`threshold`, `factor`, `entropy_bound`) treat it as an upper limit
             (default: none);
-            `ancestral` divides time into that many intervals (default: continuous time).
+            `ancestral` divides time into that many intervals (default: continuous time);
+            `first_hitting` takes none; the `remdm` policies must have it, up to MAX_STEPS.
         block_length: positions denoised at a time, left to right (semi-autoregressive);
             None is the model's own, 0 is the whole canvas at once.
         lookahead: masks kept visible after the block while the canvas is longer than the
@@ -35,10 +68,18 @@ class GenerationParams:
         top_p, top_k: truncation of the token draw (1.0 and 0 are off).
         seed: 64-bit; None draws one. The same seed gives the same tokens in any company.
         threshold, factor, entropy_bound: the preset's gate, replaced.
+        stable: steps in a row in which the most likely token must have been the same, 1..256.
+        credit: weight alpha of the credit that the policy `credit` adds to logits.
+        position_bias: taken from a position's score for every position between it and the
+            leftmost mask: pressure to write from left to right.
+        remask: share of filled tokens that a step of the `remdm` policies masks again, at most.
         gap: commits of one step are at least this many positions apart where the gates allow
             a choice (1 is off).
         logprobs: None, or how many of the most likely tokens come with each committed token and
             its log-probability (`logprobs.py` says what that is).
+        edits: whether filled positions of the block may get another token, and when; None is
+            the policy's own way, True the defaults of `EditParams`. Only for models that
+            predict filled positions. Text settles when its block is done.
         stop: strings that end the completion and are not part of it.
         ignore_eos: an end-of-text token does not end the completion.
         watch: whether frames carry every position's text, not only the settled text.
@@ -56,8 +97,13 @@ class GenerationParams:
     threshold: float | None = None
     factor: float | None = None
     entropy_bound: float | None = None
+    stable: int | None = None
+    credit: float | None = None
+    position_bias: float | None = None
+    remask: float | None = None
     gap: int | None = None
     logprobs: int | None = None
+    edits: bool | EditParams | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     watch: bool = False
@@ -68,7 +114,9 @@ class GenerationParams:
             raise InvalidRequest(
                 f"policy must be one of {', '.join(PRESETS)}, got {self.policy!r}", "policy"
             )
-        if self.steps is not None:
+        if self.policy is not None and PRESETS[self.policy].tosses:
+            _check_integer("steps", self.steps, 1, MAX_STEPS)
+        else:
             _check_integer("steps", self.steps, 1, self.max_tokens, "max_tokens")
         _check_integer("block_length", self.block_length, 0, None)
         _check_integer("lookahead", self.lookahead, 0, None)
@@ -79,8 +127,17 @@ class GenerationParams:
         _check_number("threshold", self.threshold, 0.0, 1.0)
         _check_number("factor", self.factor, 0.0, math.inf)
         _check_number("entropy_bound", self.entropy_bound, 0.0, math.inf)
+        if self.stable is not None:
+            _check_integer("stable", self.stable, 1, MAX_STABLE)
+        _check_number("credit", self.credit, 0.0, 10.0, above_low=True)
+        _check_number("position_bias", self.position_bias, 0.0, math.inf)
+        _check_number("remask", self.remask, 0.0, 1.0, above_low=True)
         _check_integer("gap", self.gap, 1, None)
         _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.edits is not None and not isinstance(self.edits, bool | EditParams):
+            raise InvalidRequest(
+                f"edits must be true, false or EditParams, got {self.edits!r}", "edits"
+            )
         self._check_stop()
 
     def _check_stop(self) -> None:

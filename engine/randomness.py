@@ -33,6 +33,9 @@ class Purpose(IntEnum):
     DRAW = 2  # Gumbel noise of the token draw
     TIME = 3  # noise levels of a score
     MASK = 4  # which positions a score masks
+    HIT = 6  # coins of a step that commits by chance
+    REMASK = 7  # coins of a step that masks again by chance
+    STATE = 5  # no randomness: the hash of a block, to know it again
 
 
 def counter_keys(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import secrets
 from collections.abc import Iterator, Sequence
@@ -13,10 +12,10 @@ from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS, Policy
+from diffusiongpt.engine.resolve import POLICY_PARAMETERS, resolve_policy
 from diffusiongpt.engine.slots import SlotIntegers, SlotReals
 
 MAX_GAP = 64
-GATES = ("threshold", "factor", "entropy_bound")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,36 +118,51 @@ class Request:
 
     def integers(self) -> SlotIntegers:
         """The whole numbers of its slot."""
-        params = self.params
+        params, policy = self.params, self.policy
         return SlotIntegers(
             prompt_length=len(self.prompt),
             seed=params.seed or 0,
             top_k=params.top_k or 0,
             gap=params.gap or 1,
-            blind=int(is_blind(self.policy)),
-            adaptive=int(self.policy.adaptive),
-            timed=int(self.policy.timed),
+            blind=int(policy.is_blind),
+            adaptive=int(policy.adaptive),
+            timed=int(policy.timed),
+            stable=policy.stable,
+            looks_back=int(policy.looks_back),
+            planned=int(policy.planned),
+            tosses=int(policy.tosses),
+            remask_rescaled=int(policy.remask_rescaled),
+            max_rounds=policy.max_rounds,
         )
 
     def reals(self) -> SlotReals:
         """The real numbers of its slot."""
-        threshold = self.policy.threshold
+        policy = self.policy
         return SlotReals(
             temperature=1.0 if self.params.temperature is None else self.params.temperature,
             top_p=1.0 if self.params.top_p is None else self.params.top_p,
-            confidence=self.policy.confidence,
-            margin=self.policy.margin,
-            entropy=self.policy.entropy,
-            hitting_time=self.policy.hitting_time,
-            log_threshold=math.log(threshold) if threshold > 0.0 else -math.inf,
-            factor=self.policy.factor,
-            entropy_bound=self.policy.entropy_bound,
+            confidence=policy.confidence,
+            margin=policy.margin,
+            entropy=policy.entropy,
+            hitting_time=policy.hitting_time,
+            position_bias=policy.position_bias,
+            credit=policy.credit,
+            log_threshold=_log(policy.threshold),
+            factor=policy.factor,
+            entropy_bound=policy.entropy_bound,
+            log_edit_threshold=_log(policy.edit_threshold),
+            log_edit_margin=_log(policy.edit_margin),
+            log_doubt=_log(policy.doubt),
+            remask=policy.remask,
+            remask_confidence=policy.remask_confidence,
+            loop_start=policy.loop_start,
+            loop_end=policy.loop_end,
+            loop_alpha=policy.loop_alpha,
         )
 
 
-def is_blind(policy: Policy) -> bool:
-    """Whether the policy ranks by hitting time alone and never looks at the distribution."""
-    return not (policy.confidence or policy.margin or policy.entropy or policy.adaptive)
+def _log(value: float) -> float:
+    return math.log(value) if value > 0.0 else -math.inf
 
 
 def prepare_infill(
@@ -171,7 +185,8 @@ def prepare_infill(
         raise InvalidRequest(
             f"stop strings cannot end an infill, got {len(params.stop)} of them", "stop"
         )
-    if params.steps is not None and params.steps > canvas.num_masked:
+    tosses = PRESETS[params.policy or info.defaults.policy or "entropy_bound"].tosses
+    if params.steps is not None and params.steps > canvas.num_masked and not tosses:
         raise InvalidRequest(
             f"steps must be in 1..{canvas.num_masked}, one for each masked position, "
             f"got {params.steps}",
@@ -196,7 +211,7 @@ def prepare_request(
 def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: ModelInfo) -> Request:
     _check_prompt(canvas.known, info)
     params = fill_defaults(params, info)
-    policy = _resolve_policy(params, info)
+    policy = resolve_policy(params, info)
     if params.gap is not None and params.gap > MAX_GAP:
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
     blocks = _plan_blocks(canvas, params, info)
@@ -226,12 +241,12 @@ def fill_defaults(params: GenerationParams, info: ModelInfo) -> GenerationParams
     defaults = info.defaults
     filled: dict[str, object] = {
         name: getattr(defaults, name)
-        for name in ("policy", "temperature", "top_p", "top_k", "gap")
+        for name in ("policy", "temperature", "top_p", "top_k", "gap", "edits")
         if getattr(params, name) is None
     }
     if params.policy in (None, defaults.policy):
         # A gate of the model's default policy means nothing to another policy.
-        for name in GATES:
+        for name in POLICY_PARAMETERS:
             if getattr(params, name) is None:
                 filled[name] = getattr(defaults, name)
     if params.block_length is None:
@@ -256,24 +271,6 @@ def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
             f"{info.context_length} leaves room for {room}",
             "prompt",
         )
-
-
-def _resolve_policy(params: GenerationParams, info: ModelInfo) -> Policy:
-    name = params.policy or info.defaults.policy or "entropy_bound"
-    preset = PRESETS[name]
-    gates = {gate: getattr(params, gate) for gate in GATES if getattr(params, gate) is not None}
-    if gates and not preset.adaptive:
-        gate = next(iter(gates))
-        raise InvalidRequest(
-            f"{gate} is a gate of the policies {', '.join(GATES)}; "
-            f"{name} commits by its step budget alone, got {gate}={gates[gate]!r}",
-            gate,
-        )
-    if preset.timed and params.steps is None:
-        # Without a budget time is continuous: no two positions are hit in the same step, and
-        # the hitting times only order them (the first-hitting sampler, arXiv 2409.02908).
-        return dataclasses.replace(preset, timed=False)
-    return dataclasses.replace(preset, **gates)
 
 
 def _check_max_tokens(params: GenerationParams, info: ModelInfo) -> None:

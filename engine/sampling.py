@@ -25,12 +25,14 @@ class RowStatistics:
     Attributes:
         log_top: (R,) log of the top probability. margin: (R,) top-1 less top-2 probability.
         entropy: (R,) nats. top_id: (R,) int64, the most likely token.
+        log_held: (R,) log-probability of the token that the position holds.
     """
 
     log_top: Tensor
     margin: Tensor
     entropy: Tensor
     top_id: Tensor
+    log_held: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,22 @@ class DrawParams:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Boost:
+    """What is added to the logits of rows: `amount` (R, K) to those of `token_id` (R, K)."""
+
+    token_id: Tensor
+    amount: Tensor
+
+    def at(self, row: Tensor, column: Tensor) -> Boost:
+        """Of a grid of boosts (A, W, K), those of some positions."""
+        return Boost(self.token_id[row, column], self.amount[row, column])
+
+    def rows(self, start: int, stop: int) -> Boost:
+        """The boosts of rows start..stop."""
+        return Boost(self.token_id[start:stop], self.amount[start:stop])
+
+
 class Head:
     """The output head over chosen rows of the hidden states, `chunk` rows at a time.
 
@@ -84,9 +102,13 @@ class Head:
         self._chunk = chunk
         self._pad = pad
 
-    def statistics(self, hidden: Tensor) -> RowStatistics:
-        """Statistics of each row of `hidden` (R, H)."""
-        parts = [row_statistics(self._logits(part)) for part in torch.split(hidden, self._chunk)]
+    def statistics(self, hidden: Tensor, held: Tensor, boost: Boost | None = None) -> RowStatistics:
+        """Statistics of each row of `hidden` (R, H), which holds the token ids `held` (R,)."""
+        parts = []
+        for start in range(0, max(len(hidden), 1), self._chunk):
+            stop = min(start + self._chunk, len(hidden))
+            logits = self._boosted(hidden, boost, start, stop)
+            parts.append(row_statistics(logits, held[start:stop]))
         if len(parts) == 1:
             return parts[0]
         return RowStatistics(
@@ -94,26 +116,29 @@ class Head:
             torch.cat([part.margin for part in parts]),
             torch.cat([part.entropy for part in parts]),
             torch.cat([part.top_id for part in parts]),
+            torch.cat([part.log_held for part in parts]),
         )
 
     def draw(
         self,
         hidden: Tensor,
         params: DrawParams,
+        boost: Boost | None = None,
         *,
         truncate: bool,
         num_top: int | None = None,
     ) -> Draws:
-        """Draw a token for each row of `hidden` (R, H).
+        """Draw a token for each row of `hidden` (R, H), which may be none.
 
         Args:
+            boost: added to the logits.
             truncate: some row has top_p or top_k.
             num_top: hand out so many of each row's most likely tokens as well; None is none.
         """
         parts = []
-        for start in range(0, len(hidden), self._chunk):
+        for start in range(0, max(len(hidden), 1), self._chunk):
             stop = min(start + self._chunk, len(hidden))
-            logits = self._logits(hidden[start:stop])
+            logits = self._boosted(hidden, boost, start, stop)
             draws = draw_tokens(logits, params.rows(start, stop), truncate=truncate)
             parts.append(draws if num_top is None else with_top_tokens(draws, logits, num_top))
         if len(parts) == 1:
@@ -135,6 +160,13 @@ class Head:
             parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
         return torch.cat(parts)
 
+    def _boosted(self, hidden: Tensor, boost: Boost | None, start: int, stop: int) -> Tensor:
+        logits = self._logits(hidden[start:stop])
+        if boost is None:
+            return logits
+        some = boost.rows(start, stop)
+        return logits.scatter_add_(1, some.token_id, some.amount)
+
     def _logits(self, hidden: Tensor) -> Tensor:
         num_rows = len(hidden)
         if self._pad and num_rows < self._chunk:
@@ -144,8 +176,8 @@ class Head:
         return logits.index_fill_(1, self._banned, BANNED)
 
 
-def row_statistics(logits: Tensor) -> RowStatistics:
-    """Statistics of logits (R, V) float32."""
+def row_statistics(logits: Tensor, held: Tensor) -> RowStatistics:
+    """Statistics of logits (R, V) float32 and of the token ids `held` (R,) among them."""
     log_sum = logits.logsumexp(dim=-1)
     top = logits.topk(2, dim=-1).values
     log_top = top[:, 0] - log_sum
@@ -154,7 +186,9 @@ def row_statistics(logits: Tensor) -> RowStatistics:
     expected = (logits - log_sum[:, None]).exp_().mul_(logits).sum(dim=-1)
     # argmax and not topk's index: ties must fall as they do in `draw_tokens` at temperature 0
     top_id = logits.argmax(dim=-1)
-    return RowStatistics(log_top, margin, (log_sum - expected).clamp_(min=0.0), top_id)
+    log_held = logits.gather(1, held[:, None])[:, 0] - log_sum
+    entropy = (log_sum - expected).clamp_(min=0.0)
+    return RowStatistics(log_top, margin, entropy, top_id, log_held)
 
 
 def draw_tokens(logits: Tensor, params: DrawParams, *, truncate: bool) -> Draws:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.errors import QueueFull
-from diffusiongpt.engine.frame import CommittedToken, Usage
+from diffusiongpt.engine.frame import CommittedToken, TokenChange, Usage
+from diffusiongpt.engine.grid import Window
 from diffusiongpt.engine.logprobs import PositionLogprobs
 from diffusiongpt.engine.pages import Page, PageStore
-from diffusiongpt.engine.request import Request, is_blind
+from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.slots import SlotTable
-from diffusiongpt.engine.step import BatchFacts, Window
+from diffusiongpt.engine.step import BatchFacts
 from diffusiongpt.engine.text import TextCanvas
 from diffusiongpt.engine.waiting import WaitingLine
 
@@ -30,13 +31,14 @@ class Running:
 
     Attributes:
         filled: one byte per position of the completion, 1 once committed.
-        settled: length of the committed prefix. stopped_at: first end-of-text position.
+        settled: length of the prefix that stays as it is. stops: where end-of-text tokens are.
         block: index of the block, block_start..block_end in canvas positions.
+        is_open: whether the block may still change.
         masked: positions still to fill, in the completion and in the block.
         step_base: budget spent by the blocks before this one; block_step: by this one.
-        unsent: (position, token id) committed since the last frame. recorded: the same tokens
-            with their log-probabilities. num_recorded: commits so far. unsent_logprobs: those
-            that were asked for, of the same tokens.
+        unsent: what changed since the last frame, position to token id or None for a mask.
+            recorded: the tokens with their log-probabilities. num_recorded: commits so far.
+            unsent_logprobs: those that were asked for, of the same tokens.
         cache: keys and values of settled blocks, where the model has them.
         page: where the path of its settled blocks ends in the shared pages, while it has one.
         cached_tokens: tokens of the prompt that came from shared pages.
@@ -47,7 +49,9 @@ class Running:
     text: TextCanvas | None
     filled: bytearray
     settled: int = 0
+    stops: set[int] = field(default_factory=set)
     stopped_at: int | None = None
+    is_open: bool = True
     block: int = 0
     block_start: int = 0
     block_end: int = 0
@@ -58,7 +62,7 @@ class Running:
     step_base: int = 0
     num_commit_steps: int = 0
     nfe: int = 0
-    unsent: list[tuple[int, int]] = field(default_factory=list)
+    unsent: dict[int, int | None] = field(default_factory=dict)
     recorded: list[CommittedToken] = field(default_factory=list)
     num_recorded: int = 0
     unsent_logprobs: list[PositionLogprobs] = field(default_factory=list)
@@ -78,34 +82,54 @@ class Running:
             return Window(self.slot, self.cache.length, stop, self.cache)
         return Window(self.slot, start, stop)
 
-    def note_forward(self, step: int) -> None:
+    def note_forward(self, step: int, is_open: bool) -> None:
         """Note that a forward took the block to `step`; it saw all settled blocks clean."""
         self.block_step = step
+        self.is_open = is_open
         self.nfe += 1
         if self.cache is not None:
             block_length = self.request.blocks.block_length
             self.cache.length = self.block_start // block_length * block_length
 
-    def fill(
-        self, positions: Sequence[int], token_ids: Sequence[int], stop_ids: frozenset[int]
-    ) -> None:
-        """Note the committed positions (of the completion) and their tokens."""
-        for position, token_id in zip(positions, token_ids, strict=True):
-            self.filled[position] = 1
-            if token_id in stop_ids and not self.request.params.ignore_eos:
-                earliest = position if self.stopped_at is None else min(self.stopped_at, position)
-                self.stopped_at = earliest
-        self.masked -= len(positions)
-        self.block_masked -= len(positions)
-        self.num_commit_steps += 1
+    def fill(self, changes: Sequence[TokenChange], stop_ids: frozenset[int]) -> None:
+        """Note what changed: tokens committed, replaced, or taken back."""
+        for position, token_id, _ in changes:
+            is_filled = token_id is not None
+            newly_filled = is_filled - self.filled[position]
+            self.filled[position] = is_filled
+            self.masked -= newly_filled
+            self.block_masked -= newly_filled
+            self._note_stop(position, token_id in stop_ids)
+            self.unsent[position] = token_id
+        self.num_commit_steps += bool(changes)
         next_mask = self.filled.find(0, self.settled)
-        self.settled = len(self.filled) if next_mask < 0 else next_mask
+        end = len(self.filled) if next_mask < 0 else next_mask
+        self.settled = end if self.editable_from is None else min(end, self.editable_from)
 
-    def record(
-        self, positions: Sequence[int], token_ids: Sequence[int], confidences: Sequence[float]
-    ) -> None:
+    def _note_stop(self, position: int, is_stop: bool) -> None:
+        if self.request.params.ignore_eos:
+            return
+        if is_stop:
+            self.stops.add(position)
+            self.stopped_at = (
+                position if self.stopped_at is None else min(position, self.stopped_at)
+            )
+        elif position in self.stops:
+            self.stops.remove(position)
+            self.stopped_at = min(self.stops, default=None)
+
+    @property
+    def editable_from(self) -> int | None:
+        """The first position whose token may still be replaced or taken back, if any may."""
+        if self.is_open and self.request.policy.revises:
+            return self.block_start - len(self.request.prompt)
+        return None
+
+    def record(self, changes: Sequence[TokenChange]) -> None:
         """Keep how the tokens of this step came about, for the next frame."""
-        for position, token_id, confidence in zip(positions, token_ids, confidences, strict=True):
+        for position, token_id, confidence in changes:
+            if token_id is None:
+                continue
             log_prob = math.log(max(confidence, LEAST_PROBABILITY))
             self.recorded.append(
                 CommittedToken(token_id, position, log_prob, self.step, self.num_recorded)
@@ -230,9 +254,9 @@ class Scheduler:
             running.cache.load([page.data for page in known])
             running.cached_tokens = running.cache.length
 
-    def note_forward(self, running: Running, step: int) -> None:
+    def note_forward(self, running: Running, step: int, is_open: bool) -> None:
         """Note that a forward took a request's block to `step`, and share what it settled."""
-        running.note_forward(step)
+        running.note_forward(step, is_open)
         cache, pages = running.cache, self.pages
         if cache is None or pages is None or running.page is None:
             return
@@ -250,13 +274,17 @@ class Scheduler:
         blocks = running.request.blocks
         running.step_base += running.block_step
         running.block_step = 0
+        running.is_open = True
         running.block_start, running.block_end = start, blocks.block_end(start)
         origin = len(running.request.prompt)
         running.block_masked = running.filled.count(0, start - origin, running.block_end - origin)
+        steps_left = running.request.steps - running.step_base
+        tosses = running.request.policy.tosses
         running.block_steps = share_of_steps(
-            steps_left=running.request.steps - running.step_base,
+            steps_left=steps_left,
             block_tokens=running.block_masked,
             tokens_left=running.masked,
+            most=steps_left if tosses else running.block_masked,
             blocks_after=sum(
                 0 in running.filled[begin - origin : end - origin]
                 for begin, end in blocks.spans_from(running.block_end)
@@ -265,7 +293,9 @@ class Scheduler:
         self.table.enter_block(running.slot, start, running.block_end, running.block_steps)
 
     def advance(self, running: Running) -> None:
-        """Move on to the next block with a mask when this one is full."""
+        """Move on to the next block with a mask when this one is done."""
+        if running.is_open:
+            return
         while running.block_masked == 0 and running.masked:
             running.block += 1
             self.enter_block(running, start=running.block_end)
@@ -285,12 +315,12 @@ class Scheduler:
 
 
 def share_of_steps(
-    *, steps_left: int, block_tokens: int, tokens_left: int, blocks_after: int
+    *, steps_left: int, block_tokens: int, tokens_left: int, most: int, blocks_after: int
 ) -> int:
-    """A block's share of the step budget, by its tokens: at least one step, at most one a token,
-    and one left for every block after it."""
+    """A block's share of the step budget, by its tokens: at least one step, at most `most`, and
+    one left for every block after it."""
     share = (2 * steps_left * block_tokens + tokens_left) // (2 * tokens_left)
-    return max(1, min(share, block_tokens, steps_left - blocks_after))
+    return max(1, min(share, most, steps_left - blocks_after))
 
 
 def describe_batch(
@@ -298,12 +328,16 @@ def describe_batch(
 ) -> BatchFacts:
     """What the host knows of a batch ahead of its step."""
     requests = [running.request for running in batch]
-    blind = [is_blind(request.policy) for request in requests]
+    policies = [request.policy for request in requests]
     return BatchFacts(
         width=max(running.block_end - running.block_start for running in batch),
         max_gap=max(request.params.gap or 1 for request in requests),
-        any_blind=any(blind),
-        any_seeing=not all(blind),
+        any_blind=any(policy.is_blind for policy in policies),
+        any_seeing=any(not policy.is_blind or policy.looks_back for policy in policies),
+        any_steady=any(policy.stable for policy in policies),
+        any_credit=any(policy.credit for policy in policies),
+        any_tossing=any(policy.tosses for policy in policies),
+        any_revising=any(policy.revises for policy in policies),
         any_random=any(request.params.temperature != 0.0 for request in requests),
         any_truncated=any(
             (request.params.top_p or 1.0) < 1.0 or request.params.top_k for request in requests

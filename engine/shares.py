@@ -61,11 +61,14 @@ class Shares:
         self._shortened: dict[int, int] = {}
 
     def fill(self, position: int, confidence: float, *, is_edit: bool) -> None:
-        """Note that a position holds a token now, or another one than before."""
+        """Note that a position holds a token now, or another one than before, or the mask."""
+        data = self._bytes_at(position)
         self._confidence[position] = confidence
-        if is_edit:
+        if data is None:
+            self._kind[position] = "unmask"
+        elif is_edit:
             self._kind[position] = "edit"
-        self._empty.set(position, not self._bytes_at(position))
+        self._empty.set(position, data == b"")
 
     def shorten(self, position: int, num_characters: int) -> None:
         """Keep only the first characters of a position's share."""
@@ -88,16 +91,21 @@ class Shares:
         self._touched.update(self._affected_before(end))
         return self.hide_from(end)
 
-    def update(self, filled: Iterable[int]) -> tuple[Change, ...]:
-        """The shares that differ from those of the update before."""
-        for position in filled:
+    def update(self, changed: Iterable[int]) -> tuple[tuple[Change, ...], tuple[int, ...]]:
+        """The shares that differ from those of the update before, and positions masked again."""
+        for position in changed:
             self._touched.add(position)
             self._touched.update(self._affected_before(position))
             self._touched.update(self._affected_after(position))
-        changes = []
+        changes, masked = [], []
         for position in sorted(self._touched):
             if position >= self._shown:
                 break
+            if self._bytes_at(position) is None:
+                if self._texts[position] is not None:
+                    masked.append(position)
+                self._texts[position] = None
+                continue
             text = self._share(position)
             if text != self._texts[position]:
                 self._texts[position] = text
@@ -105,7 +113,7 @@ class Shares:
                     Change(position, text, self._confidence[position], self._kind[position])
                 )
         self._touched.clear()
-        return tuple(changes)
+        return tuple(changes), tuple(masked)
 
     def _affected_before(self, position: int) -> Iterator[int]:
         """The position whose last unit may reach up to this one."""

@@ -16,15 +16,18 @@ from torch import Tensor
 
 from diffusiongpt.engine.canvas import Canvas
 from diffusiongpt.engine.commit import PolicyRows
+from diffusiongpt.engine.policies import MAX_ROUNDS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
+from diffusiongpt.engine.revise import RevisionRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotIntegers:
     """The whole numbers of a slot, in the order of their columns.
 
-    `step` counts the current block's denoising steps and `steps` is its budget; `block_start`
-    and `block_end` are canvas positions; `blind`, `adaptive` and `timed` are 0 or 1.
+    `step` counts the current block's denoising steps and `steps` is its budget; `round` counts
+    how often the block was looked at again when it was full; `block_start` and `block_end` are
+    canvas positions; those in `_FLAGS` are 0 or 1.
     """
 
     prompt_length: int
@@ -34,10 +37,17 @@ class SlotIntegers:
     blind: int
     adaptive: int
     timed: int
+    stable: int
+    looks_back: int
+    planned: int
+    tosses: int
+    remask_rescaled: int
+    max_rounds: int
     block_start: int = 0
     block_end: int = 0
     step: int = 0
     steps: int = 0
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +60,27 @@ class SlotReals:
     margin: float
     entropy: float
     hitting_time: float
+    position_bias: float
+    credit: float
     log_threshold: float
     factor: float
     entropy_bound: float
+    log_edit_threshold: float
+    log_edit_margin: float
+    log_doubt: float
+    remask: float
+    remask_confidence: float
+    loop_start: float
+    loop_end: float
+    loop_alpha: float
 
 
+NUM_CREDITS = 4  # tokens with credit, of each position
+_FLAGS = ("blind", "adaptive", "timed", "looks_back", "planned", "tosses", "remask_rescaled")
 _INTEGERS = {field.name: column for column, field in enumerate(fields(SlotIntegers))}
 _REALS = {field.name: column for column, field in enumerate(fields(SlotReals))}
-_BLOCK = slice(_INTEGERS["block_start"], _INTEGERS["steps"] + 1)
+_BLOCK = slice(_INTEGERS["block_start"], _INTEGERS["round"] + 1)
+_PROGRESS = [_INTEGERS["step"], _INTEGERS["round"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +92,23 @@ class SlotRows:
     seed: Tensor
     top_k: Tensor
     blind: Tensor
+    looks_back: Tensor
     block_start: Tensor
     block_end: Tensor
     step: Tensor
     steps: Tensor
+    round: Tensor
     temperature: Tensor
     top_p: Tensor
     policy: PolicyRows
+    revision: RevisionRows
 
 
 class SlotTable:
     """Owns the buffers; `take` seats a request and `give_back` frees its row."""
 
     def __init__(self, num_slots: int, canvas_capacity: int, *, mask_token_id: int, device: str):
-        self._mask_token_id = mask_token_id
+        self.mask_token_id = mask_token_id
         self._free = list(range(num_slots - 1, -1, -1))
         self.num_slots = num_slots
         self.canvas_capacity = canvas_capacity
@@ -90,6 +116,17 @@ class SlotTable:
         self.ids = torch.full(shape, mask_token_id, dtype=torch.long, device=device)  # (S, C)
         self.masked = torch.zeros(shape, dtype=torch.bool, device=device)  # (S, C) still to fill
         self.hitting = torch.zeros(shape, dtype=torch.float32, device=device)  # (S, C) in [0, 1)
+        self.revisable = torch.zeros(
+            shape, dtype=torch.bool, device=device
+        )  # (S, C) ours to change
+        self.last_top = torch.full(shape, -1, dtype=torch.long, device=device)  # (S, C) top token
+        self.stable_for = torch.zeros(shape, dtype=torch.long, device=device)  # (S, C) steps
+        credits = (*shape, NUM_CREDITS)
+        self.credit_ids = torch.zeros(credits, dtype=torch.long, device=device)
+        self.credit = torch.zeros(credits, dtype=torch.float32, device=device)
+        self.confidence = torch.zeros(shape, dtype=torch.float32, device=device)  # (S, C) at commit
+        self.visit = torch.zeros(shape, dtype=torch.long, device=device)  # (S, C) times remasked
+        self.seen = torch.zeros(num_slots, MAX_ROUNDS + 1, dtype=torch.long, device=device)
         self.integers = torch.zeros(num_slots, len(_INTEGERS), dtype=torch.long, device=device)
         self.reals = torch.zeros(num_slots, len(_REALS), dtype=torch.float32, device=device)
 
@@ -105,13 +142,17 @@ class SlotTable:
         length = len(canvas.region)
         start, end = len(canvas.prompt), len(canvas.prompt) + length
         whole = (*canvas.prompt, *canvas.region, *canvas.suffix)
-        mask = self._mask_token_id
+        mask = self.mask_token_id
         ids = [mask if each is None else each for each in whole]
         self.ids[slot].fill_(mask)
         self.ids[slot, : len(ids)] = torch.tensor(ids, dtype=torch.long, device=device)
         self.masked[slot].fill_(False)
         masked = [each is None for each in canvas.region]
         self.masked[slot, start:end] = torch.tensor(masked, device=device)
+        self.revisable[slot] = self.masked[slot]
+        self.visit[slot].fill_(0)
+        self.last_top[slot].fill_(-1)
+        self.credit[slot].fill_(0.0)
         self.integers[slot] = torch.tensor(_values(integers), dtype=torch.long, device=device)
         self.reals[slot] = torch.tensor(_values(reals), dtype=torch.float32, device=device)
         positions = torch.arange(length, device=device)
@@ -125,43 +166,49 @@ class SlotTable:
 
     def enter_block(self, slot: int, start: int, end: int, steps: int) -> None:
         """Point a slot at the block of canvas positions start..end, to be filled in `steps`."""
-        self.integers[slot, _BLOCK] = torch.tensor([start, end, 0, steps], device=self.ids.device)
+        block = torch.tensor([start, end, 0, steps, 0], device=self.ids.device)
+        self.integers[slot, _BLOCK] = block
 
-    def set_step(self, slots: Tensor, step: Tensor) -> None:
-        """Record the step (A,) that each slot (A,) has reached in its block."""
-        self.integers[slots, _INTEGERS["step"]] = step
+    def write(self, slot: Tensor, position: Tensor, token_id: Tensor, confidence: Tensor) -> None:
+        """Give positions (N,) of slots (N,) their tokens."""
+        self.ids[slot, position] = token_id
+        self.masked[slot, position] = False
+        self.confidence[slot, position] = confidence
+        self._forget(slot, position)
+
+    def mask_again(self, slot: Tensor, position: Tensor) -> None:
+        """Put the mask back on positions (N,) of slots (N,), no pair twice; a new visit begins."""
+        self.ids[slot, position] = self.mask_token_id
+        self.masked[slot, position] = True
+        self.visit[slot, position] += 1
+        self._forget(slot, position)
+
+    def _forget(self, slot: Tensor, position: Tensor) -> None:
+        """Drop what earlier steps thought of positions (N,) of slots (N,)."""
+        self.last_top[slot, position] = -1
+        self.credit[slot, position] = 0.0
+
+    def set_progress(self, slots: Tensor, step: Tensor, round: Tensor) -> None:
+        """Record the step and the round (A,) that each slot (A,) has reached in its block."""
+        self.integers[slots[:, None], _PROGRESS] = torch.stack([step, round], dim=1)
 
     def rows(self, slots: Sequence[int]) -> SlotRows:
         """The scalars of the given slots, in their order."""
         slot = torch.tensor(slots, dtype=torch.long, device=self.ids.device)
-        integers = dict(zip(_INTEGERS, self.integers[slot].unbind(dim=1), strict=True))
-        reals = dict(zip(_REALS, self.reals[slot].unbind(dim=1), strict=True))
-        policy = PolicyRows(
-            confidence=reals["confidence"],
-            margin=reals["margin"],
-            entropy=reals["entropy"],
-            hitting_time=reals["hitting_time"],
-            log_threshold=reals["log_threshold"],
-            factor=reals["factor"],
-            entropy_bound=reals["entropy_bound"],
-            adaptive=integers["adaptive"].bool(),
-            timed=integers["timed"].bool(),
-            gap=integers["gap"],
-        )
+        columns = dict(zip(_INTEGERS, self.integers[slot].unbind(dim=1), strict=True))
+        columns |= zip(_REALS, self.reals[slot].unbind(dim=1), strict=True)
+        columns |= {name: columns[name].bool() for name in _FLAGS}
+        columns["slot"] = slot
         return SlotRows(
-            slot=slot,
-            prompt_length=integers["prompt_length"],
-            seed=integers["seed"],
-            top_k=integers["top_k"],
-            blind=integers["blind"].bool(),
-            block_start=integers["block_start"],
-            block_end=integers["block_end"],
-            step=integers["step"],
-            steps=integers["steps"],
-            temperature=reals["temperature"],
-            top_p=reals["top_p"],
-            policy=policy,
+            policy=PolicyRows(**_pick(PolicyRows, columns)),
+            revision=RevisionRows(**_pick(RevisionRows, columns)),
+            **_pick(SlotRows, columns),
         )
+
+
+def _pick(record: type, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The columns that a record of rows has fields for."""
+    return {each.name: columns[each.name] for each in fields(record) if each.name in columns}
 
 
 def _values(record: SlotIntegers | SlotReals) -> list[float]:

@@ -1,4 +1,4 @@
-"""One denoising step for every slot of a batch: plan, forward, choose, draw, commit.
+"""One denoising step for every slot of a batch: plan, forward, choose, draw, commit, revise.
 
 The batch is one row of packed tokens without padding. The head runs only on rows that a policy
 must look at or that are committed; a policy that ranks by hitting time alone is *blind*: what
@@ -17,10 +17,26 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.attention import AttentionPlan
-from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.commit import choose_positions, commits_due
+from diffusiongpt.engine.grid import (
+    Grid,
+    Window,
+    block_grid,
+    next_step,
+    step_coins,
+    with_coins,
+)
+from diffusiongpt.engine.history import credit_tokens, is_steady
 from diffusiongpt.engine.randomness import Purpose, counter_keys
-from diffusiongpt.engine.sampling import DrawParams, Draws, Head, RowStatistics
+from diffusiongpt.engine.revise import (
+    choose_edits,
+    choose_kept,
+    remask_chances,
+    state_keys,
+    toss_remasks,
+    was_seen,
+)
+from diffusiongpt.engine.sampling import Boost, DrawParams, Draws, Head, RowStatistics
 from diffusiongpt.engine.slots import SlotRows, SlotTable
 
 # Padding of a fixed-size forward goes in short segments: attention is quadratic in a segment.
@@ -40,37 +56,17 @@ class Backbone(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The canvas positions start..stop of a slot that the model computes in this step.
-
-    With a cache it sees those before them as well, and positions count from the canvas's start;
-    without one they count from `start`.
-    """
-
-    slot: int
-    start: int
-    stop: int
-    cache: SlotCache | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens of the window."""
-        return self.stop - self.start
-
-    @property
-    def first_position_id(self) -> int:
-        """What the model takes the window's first token to stand at."""
-        return 0 if self.cache is None else self.start
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFacts:
     """What the host knows of a batch, so that the step need not ask the device.
 
     Attributes:
         width: positions of the widest block. max_gap: the largest gap.
-        any_blind, any_seeing: whether some policy ranks by hitting time alone; by statistics.
+        any_blind: whether some policy ranks by hitting time alone. any_seeing: whether some
+            policy looks at distributions. any_steady, any_credit: whether some policy asks for
+            the same top token in several steps; whether some credits it.
+        any_tossing, any_revising: whether some policy decides by coins of every step; whether
+            some revises what is filled.
         any_random: whether some slot draws with a temperature above 0.
         any_truncated: whether some slot draws with top_p or top_k.
         num_top: most likely tokens to hand out with each commit, None if nobody asks.
@@ -82,6 +78,10 @@ class BatchFacts:
     max_gap: int
     any_blind: bool
     any_seeing: bool
+    any_steady: bool
+    any_credit: bool
+    any_tossing: bool
+    any_revising: bool
     any_random: bool
     any_truncated: bool
     block_length: int | None
@@ -91,32 +91,23 @@ class BatchFacts:
 
 @dataclass(frozen=True, slots=True)
 class Commits:
-    """What one step committed: (N,) each, and the block step (A,) that each slot reached.
+    """What one step changed: (N,) each, and where that leaves each slot: (A,) each.
 
     `row` indexes the batch's slots; `position` is a canvas position; `confidence` is the
     token's probability at temperature 1. `draws` has its logarithm, and the most likely tokens
-    if someone asks.
+    if someone asks. The mask came back to `remasked_position` of `remasked_row`. `step` is the
+    block step reached, and `is_open` says whether the block may still change.
     """
 
     row: Tensor
     position: Tensor
     token_id: Tensor
     confidence: Tensor
-    step: Tensor
     draws: Draws
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The positions of each slot's block, (A, W) each.
-
-    `position` is a canvas position, `packed` the packed token whose logits predict it.
-    """
-
-    position: Tensor
-    packed: Tensor
-    candidate: Tensor
-    hitting: Tensor
+    remasked_row: Tensor
+    remasked_position: Tensor
+    step: Tensor
+    is_open: Tensor
 
 
 @torch.inference_mode()
@@ -125,80 +116,58 @@ def denoise(
 ) -> Commits:
     """Take every slot of the batch one denoising step further."""
     rows = table.rows([window.slot for window in windows])
-    grid = _block_grid(table, rows, windows, facts.width, shift=model.logit_shift)
-    step, time = _next_step(rows, grid)
+    grid = block_grid(table, rows, windows, facts.width, shift=model.logit_shift)
+    step, time = next_step(rows, grid)
     at_least = commits_due(grid.candidate.sum(dim=1), rows.steps - rows.step)
+    if facts.any_tossing:
+        grid, time = with_coins(rows, grid, step, time)
     if facts.any_blind:
         grid, at_least = _choose_blindly(rows, grid, at_least, time, facts.max_gap)
     hidden = _forward(model, table, windows, facts)
     statistics = _look(head, hidden, grid, rows) if facts.any_seeing else _no_statistics(grid)
+    boost = None
+    if facts.any_credit:
+        boost = credit_tokens(table, rows, grid, statistics)
+        statistics = _look(head, hidden, grid, rows, boost)
+    chosen = grid.candidate
     if facts.any_seeing:
-        chosen = choose_positions(
-            rows.policy,
-            statistics,
-            grid.hitting,
-            grid.candidate,
-            at_least=at_least,
-            time=time,
-            max_gap=facts.max_gap,
-        )
-    else:
-        chosen = grid.candidate
-    row, column = chosen.nonzero(as_tuple=True)
+        steady = is_steady(table, rows, grid, statistics) if facts.any_steady else None
+        chosen = _choose(rows, grid, statistics, at_least, time, facts.max_gap, steady)
+    edited = remasked = torch.zeros_like(chosen)
+    if facts.any_revising:
+        chosen, edited, remasked = _revise(table, rows, grid, statistics, chosen, step)
+    row, column = (chosen | edited).nonzero(as_tuple=True)
     position = grid.position[row, column]
+    is_edit = edited[row, column]
     if facts.any_random or facts.any_blind or facts.num_top is not None:
-        params = _draw_params(rows, row, position)
+        params = _draw_params(table, rows, row, position, is_edit)
         tokens = hidden[grid.packed[row, column]]
-        draws = head.draw(tokens, params, truncate=facts.any_truncated, num_top=facts.num_top)
+        raised = None if boost is None else boost.at(row, column)
+        truncate, num_top = facts.any_truncated, facts.num_top
+        draws = head.draw(tokens, params, raised, truncate=truncate, num_top=num_top)
     else:
         draws = Draws(statistics.top_id[row, column], statistics.log_top[row, column])
-    slot = rows.slot[row]
-    table.ids[slot, position] = draws.token_id
-    table.masked[slot, position] = False
-    table.set_step(rows.slot, step)
-    return Commits(row, position, draws.token_id, draws.log_prob.exp(), step, draws)
-
-
-def _block_grid(
-    table: SlotTable, rows: SlotRows, windows: Sequence[Window], width: int, *, shift: bool
-) -> Grid:
-    device = table.ids.device
-    starts = torch.tensor([window.start for window in windows], device=device)
-    offsets = torch.tensor([0, *_offsets(windows)[:-1]], device=device)
-    position = rows.block_start[:, None] + torch.arange(width, device=device)
-    inside = position < rows.block_end[:, None]
-    position = position.minimum((rows.block_end - 1)[:, None])
-    in_window = position - starts[:, None]
-    if shift:
-        in_window = (in_window - 1).clamp(min=0)
-    slot = rows.slot[:, None]
-    return Grid(
+    confidence = draws.log_prob.exp()
+    table.write(rows.slot[row], position, draws.token_id, confidence)
+    is_open, round = (grid.masked & ~chosen | remasked).any(dim=1), rows.round
+    remasked_row = remasked_position = row[:0]
+    if facts.any_revising:
+        remasked_row, column = remasked.nonzero(as_tuple=True)
+        remasked_position = grid.position[remasked_row, column]
+        table.mask_again(rows.slot[remasked_row], remasked_position)
+        is_open, round = _review(table, rows, grid, is_open, step)
+    table.set_progress(rows.slot, step, round)
+    return Commits(
+        row=row,
         position=position,
-        packed=offsets[:, None] + in_window,
-        candidate=inside & table.masked[slot, position],
-        hitting=table.hitting[slot, position],
+        token_id=draws.token_id,
+        confidence=confidence,
+        draws=draws,
+        remasked_row=remasked_row,
+        remasked_position=remasked_position,
+        step=step,
+        is_open=is_open,
     )
-
-
-def _offsets(windows: Sequence[Window]) -> list[int]:
-    total, ends = 0, []
-    for window in windows:
-        total += window.length
-        ends.append(total)
-    return ends
-
-
-def _next_step(rows: SlotRows, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The block step to take and the time after it; a timed policy skips steps without a hit.
-
-    Ancestral sampling commits each position independently in the step whose time interval
-    holds its uniform hitting time (arXiv 2406.07524 with the coin tosses drawn ahead), so an
-    interval without a hitting time needs no forward.
-    """
-    latest = grid.hitting.masked_fill(~grid.candidate, 0.0).amax(dim=1)
-    hit = ((1.0 - latest) * rows.steps).ceil().to(torch.long).minimum(rows.steps)
-    step = torch.where(rows.policy.timed, hit.maximum(rows.step + 1), rows.step + 1)
-    return step, 1.0 - step / rows.steps
 
 
 def _choose_blindly(
@@ -206,16 +175,9 @@ def _choose_blindly(
 ) -> tuple[Grid, Tensor]:
     """Reduce the candidates of blind slots to what they commit; all of that is then due."""
     # A timed slot commits what was hit; _next_step went to a step that has a hit.
-    due = torch.where(rows.policy.timed, 1, at_least)
-    chosen = choose_positions(
-        rows.policy,
-        _no_statistics(grid),
-        grid.hitting,
-        grid.candidate,
-        at_least=due,
-        time=time,
-        max_gap=max_gap,
-    )
+    # Coins may hit nothing.
+    due = torch.where(rows.policy.timed, 1 - rows.revision.tosses.long(), at_least)
+    chosen = _choose(rows, grid, _no_statistics(grid), due, time, max_gap)
     blind = rows.blind[:, None]
     candidate = torch.where(blind, chosen, grid.candidate)
     everything = torch.full_like(at_least, grid.candidate.shape[1])
@@ -247,28 +209,104 @@ def _forward(
     return model.backbone(ids[None], position_ids[None], plan)
 
 
-def _look(head: Head, hidden: Tensor, grid: Grid, rows: SlotRows) -> RowStatistics:
-    """Statistics (A, W) of the candidates that a seeing policy ranks."""
-    row, column = (grid.candidate & ~rows.blind[:, None]).nonzero(as_tuple=True)
-    seen = head.statistics(hidden[grid.packed[row, column]])
+def _look(
+    head: Head, hidden: Tensor, grid: Grid, rows: SlotRows, boost: Boost | None = None
+) -> RowStatistics:
+    """Statistics (A, W) of the candidates that a seeing policy ranks, and of what is filled
+    where a policy looks back."""
+    wanted = grid.candidate & ~rows.blind[:, None] | grid.filled & rows.looks_back[:, None]
+    row, column = wanted.nonzero(as_tuple=True)
+    raised = None if boost is None else boost.at(row, column)
+    seen = head.statistics(hidden[grid.packed[row, column]], grid.held[row, column], raised)
     statistics = _no_statistics(grid)
     statistics.log_top[row, column] = seen.log_top
     statistics.margin[row, column] = seen.margin
     statistics.entropy[row, column] = seen.entropy
     statistics.top_id[row, column] = seen.top_id
+    statistics.log_held[row, column] = seen.log_held
     return statistics
 
 
 def _no_statistics(grid: Grid) -> RowStatistics:
     zeros = torch.zeros_like(grid.hitting)
-    return RowStatistics(zeros, zeros.clone(), zeros.clone(), torch.zeros_like(grid.position))
+    none = torch.zeros_like(grid.position)
+    return RowStatistics(zeros, zeros.clone(), zeros.clone(), none, zeros.clone())
 
 
-def _draw_params(rows: SlotRows, row: Tensor, position: Tensor) -> DrawParams:
+def _choose(
+    rows: SlotRows,
+    grid: Grid,
+    statistics: RowStatistics,
+    at_least: Tensor,
+    time: Tensor,
+    max_gap: int,
+    steady: Tensor | None = None,
+) -> Tensor:
+    """The candidates to commit, (A, W) bool."""
+    return choose_positions(
+        rows.policy,
+        statistics,
+        grid.hitting,
+        grid.candidate,
+        at_least=at_least,
+        time=time,
+        max_gap=max_gap,
+        steady=steady,
+    )
+
+
+def _draw_params(
+    table: SlotTable, rows: SlotRows, row: Tensor, position: Tensor, is_edit: Tensor
+) -> DrawParams:
+    """How the tokens of positions (N,) of batch rows (N,) are drawn; an edit takes the best."""
     in_completion = position - rows.prompt_length[row]
+    visit = table.visit[rows.slot[row], position]
     return DrawParams(
-        key=counter_keys(rows.seed[row], Purpose.DRAW, in_completion),
-        temperature=rows.temperature[row],
+        key=counter_keys(rows.seed[row], Purpose.DRAW, in_completion, visit),
+        temperature=rows.temperature[row].masked_fill(is_edit, 0.0),
         top_p=rows.top_p[row],
         top_k=rows.top_k[row],
     )
+
+
+def _revise(
+    table: SlotTable,
+    rows: SlotRows,
+    grid: Grid,
+    statistics: RowStatistics,
+    chosen: Tensor,
+    step: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is committed, edited and masked again, (A, W) bool each; `chosen` changes only where
+    all positions are planned together."""
+    kept = choose_kept(statistics, grid.masked, grid.filled, step, rows.steps)
+    planned = rows.revision.planned[:, None]
+    edited = choose_edits(rows.revision, statistics, grid.held, grid.filled)
+    coin = step_coins(rows, grid, Purpose.REMASK, step)
+    chance, _ = remask_chances(rows.revision, step, rows.steps)
+    confidence = table.confidence[rows.slot[:, None], grid.position]
+    remasked = toss_remasks(rows.revision, chance, confidence, grid.filled, coin)
+    is_full = ~grid.masked.any(dim=1, keepdim=True)
+    is_doubted = statistics.log_held < rows.revision.log_doubt[:, None]
+    remasked |= grid.filled & (is_full & is_doubted | planned & ~kept)
+    chosen = torch.where(planned, kept & grid.masked, chosen)
+    return chosen, edited & ~remasked, remasked
+
+
+def _review(
+    table: SlotTable, rows: SlotRows, grid: Grid, has_masks: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Whether each block may still change, and how often it was looked at when it was full.
+
+    A full block is looked at again until its rounds are used or it comes back to a state that
+    it was in before: one that did not change, or the start of a cycle. Where coins are tossed,
+    it stays open for all its steps.
+    """
+    round = rows.round + ~grid.masked.any(dim=1)
+    key = state_keys(table.ids[rows.slot[:, None], grid.position], grid.inside)
+    came_back = was_seen(key, table.seen[rows.slot], round)
+    column = round.minimum(rows.revision.max_rounds)
+    table.seen[rows.slot, column] = torch.where(has_masks, table.seen[rows.slot, column], key)
+    again = (round < rows.revision.max_rounds) & ~came_back
+    tosses = rows.revision.tosses & (step < rows.steps)
+    return has_masks | again | tosses, round

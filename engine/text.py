@@ -95,14 +95,14 @@ class TextCanvas:
 
     def commit(
         self,
-        tokens: Iterable[tuple[int, int, float]],
+        tokens: Iterable[tuple[int, int | None, float]],
         *,
         editable_from: int | None = None,
     ) -> TextUpdate:
-        """Fill positions, or give filled ones another token.
+        """Fill positions, or give filled ones another token or the mask again.
 
         Args:
-            tokens: (position, token id, confidence of the token).
+            tokens: (position, token id or None for the mask, confidence of the token).
             editable_from: first position that a later commit may give another token; nothing
                 from there on settles. None when filled positions stay as they are.
 
@@ -148,7 +148,7 @@ class TextCanvas:
         token_id = self._ids[position]
         return None if token_id is None else self._bytes_of(token_id)
 
-    def _fill(self, position: int, token_id: int, confidence: float) -> int:
+    def _fill(self, position: int, token_id: int | None, confidence: float) -> int:
         if not 0 <= position < self._length:
             raise ValueError(f"position must be in 0..{self._length - 1}, got {position}")
         before = self._ids[position]
@@ -159,7 +159,8 @@ class TextCanvas:
             )
         self._ids[position] = token_id
         if self._shares:
-            self._shares.fill(position, confidence, is_edit=before not in (None, token_id))
+            is_edit = None not in (before, token_id) and before != token_id
+            self._shares.fill(position, confidence, is_edit=is_edit)
         return position
 
     def _read_on(self, limit: int, *, through_end_tokens: bool = False) -> None:
@@ -199,7 +200,8 @@ class TextCanvas:
                 unset = self._shares.hide_from(self._settled)
             elif end is not None:
                 unset = self._shares.end_at(end)
-            changes = self._shares.update(filled)
+            changes, masked = self._shares.update(filled)
+            unset = (*unset, *masked)
         return TextUpdate(
             set=changes, unset=unset, content=content, settled=self._settled, stopped=stopped
         )

@@ -29,7 +29,7 @@ class Generation:
         self.request_id = request.request_id
         self._abort = abort
         self._loop = asyncio.get_running_loop()
-        # Bounded by nature: a completion has at most one frame per token, and one to begin.
+        # Bounded by nature: a completion has at most one frame per forward, and one to begin.
         self._frames: asyncio.Queue[Frame] = asyncio.Queue()
 
     def __aiter__(self) -> AsyncIterator[Frame]:

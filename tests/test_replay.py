@@ -17,7 +17,12 @@ from tiny_models import write_modernbert
 from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from wire import content_of, events_of, replay
 
-SECTION = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [0, 2, MASK]}
+SECTION = {
+    "mask_token_id": MASK,
+    "stop_token_ids": [IM_END],
+    "never_emit_token_ids": [0, 2, MASK],
+    "can_edit": True,
+}
 TEXT = "the cat 🎈 sat"
 CHAT = [{"role": "user", "content": TEXT}]
 ASKS = {
@@ -65,6 +70,8 @@ def test_whole_streamed_and_replayed_are_the_same(clients, data):
         "temperature": data.draw(st.sampled_from([0.0, 1.0])),
         "diffusion": {"policy": data.draw(st.sampled_from(sorted(PRESETS)))},
     }
+    if PRESETS[ask["diffusion"]["policy"]].tosses:
+        ask["diffusion"]["steps"] = 24
     if url != "/v1/infill":
         ask["max_tokens"] = data.draw(st.integers(1, 24))
     if url in ("/v1/chat/completions", "/v1/completions"):

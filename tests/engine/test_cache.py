@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from diffusiongpt.engine.model import LoadedModel
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 
-from tiny_models import CONTEXT_LENGTH, write_modernbert, write_qwen3
+from tiny_models import CONTEXT_LENGTH, edit_config, write_modernbert, write_qwen3
 
 BLOCK_LENGTH = 8
 
@@ -26,7 +27,9 @@ BLOCK_LENGTH = 8
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     write = write_modernbert if request.param == "modernbert" else write_qwen3
-    return write(path, block_length=BLOCK_LENGTH, seed=5)
+    write(path, block_length=BLOCK_LENGTH, seed=5)
+    config = json.loads((path / "config.json").read_text())
+    return edit_config(path, diffusion={**config["diffusion"], "can_edit": True})
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +62,15 @@ def run(engine: Engine, asks: list[tuple[int, GenerationParams]]) -> list[tuple[
     return [tuple(tokens[r.request_id][p] for p in sorted(tokens[r.request_id])) for r in requests]
 
 
+def params_of(policy: str, max_tokens: int, **fields: object) -> GenerationParams:
+    steps = 2 * max_tokens if PRESETS[policy].tosses else None
+    return GenerationParams(policy=policy, max_tokens=max_tokens, steps=steps, **fields)  # type: ignore[arg-type]
+
+
 asks = st.tuples(
     st.integers(1, 40),
     st.builds(
-        GenerationParams,
+        params_of,
         max_tokens=st.integers(1, 60),
         policy=st.sampled_from(sorted(PRESETS)),
         temperature=st.sampled_from([0.0, 0.8]),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusiongpt.engine.commit import PolicyRows, choose_positions, commits_due
+from diffusiongpt.engine.history import earn_credit
 from diffusiongpt.engine.policies import PRESETS, Policy
 from diffusiongpt.engine.sampling import RowStatistics
 
@@ -24,11 +25,14 @@ def policy_rows(policies: list[Policy], gaps: list[int]) -> PolicyRows:
         margin=column("margin"),
         entropy=column("entropy"),
         hitting_time=column("hitting_time"),
+        position_bias=column("position_bias"),
+        credit=column("credit"),
         log_threshold=column("threshold").clamp(min=0).log(),
         factor=column("factor"),
         entropy_bound=column("entropy_bound"),
         adaptive=column("adaptive").bool(),
         timed=column("timed").bool(),
+        stable=column("stable").long(),
         gap=torch.tensor(gaps),
     )
 
@@ -40,6 +44,7 @@ def reference(
     candidates: list[int],
     at_least: int,
     time: float,
+    steady: list[bool],
 ) -> set[int]:
     """One slot: rank, keep the gap, walk down while the gates hold, then fill up the budget."""
 
@@ -50,9 +55,10 @@ def reference(
             + policy.margin * row["margin"]
             - policy.entropy * row["entropy"]
             + policy.hitting_time * row["hitting"]
+            - torch.tensor(policy.position_bias) * (i - candidates[0])
         )
 
-    ranked = sorted(candidates, key=lambda i: (-score(i), i))
+    ranked = sorted(candidates, key=lambda i: (not steady[i], -score(i), i))
     place = {position: index for index, position in enumerate(ranked)}
     spaced = [
         i
@@ -67,6 +73,7 @@ def reference(
             entropies.append(rows[i]["entropy"])
             holds = (
                 i in spaced
+                and steady[i]
                 and math.exp(rows[i]["log_top"]) > policy.threshold
                 and (len(entropies) + 1) * (1 - math.exp(rows[i]["log_top"])) < policy.factor - 1e-6
                 and sum(entropies) - max(entropies) <= policy.entropy_bound + 1e-6
@@ -95,15 +102,25 @@ def test_choosing_matches_the_plain_loop(name: str, data: st.DataObject):
     candidate[:, 5] = True
     at_least = torch.randint(1, 5, (num_slots,), generator=generator)
     time = torch.rand(num_slots, generator=generator)
+    steady = torch.rand(num_slots, width, generator=generator) < data.draw(
+        st.sampled_from([0.5, 1.0])
+    )
     policy = PRESETS[name]
     chosen = choose_positions(
         policy_rows([policy] * num_slots, [gap, 1, gap]),
-        RowStatistics(top.log(), margin, entropy, torch.zeros_like(top, dtype=torch.long)),
+        RowStatistics(
+            top.log(),
+            margin,
+            entropy,
+            torch.zeros_like(top, dtype=torch.long),
+            torch.zeros_like(top),
+        ),
         hitting,
         candidate,
         at_least=at_least,
         time=time,
         max_gap=gap,
+        steady=None if steady.all() else steady,
     )
     for slot in range(num_slots):
         rows = [
@@ -122,6 +139,7 @@ def test_choosing_matches_the_plain_loop(name: str, data: st.DataObject):
             candidate[slot].nonzero()[:, 0].tolist(),
             int(at_least[slot]),
             time[slot].item(),
+            steady[slot].tolist(),
         )
         assert set(chosen[slot].nonzero()[:, 0].tolist()) == expected
 
@@ -145,6 +163,7 @@ def test_the_first_choice_is_committed_even_when_no_gate_holds():
         torch.zeros(1, 2),
         torch.ones(1, 2),
         torch.zeros(1, 2, dtype=torch.long),
+        torch.zeros(1, 2),
     )
     chosen = choose_positions(
         policy_rows([PRESETS["threshold"]], [1]),
@@ -156,3 +175,24 @@ def test_the_first_choice_is_committed_even_when_no_gate_holds():
         max_gap=1,
     )
     assert chosen.tolist() == [[False, True]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(tops=st.lists(st.tuples(st.integers(0, 5), st.floats(0.1, 1.0)), min_size=1, max_size=12))
+def test_credit_is_that_of_the_plain_loop_for_the_tokens_with_the_most(
+    tops: list[tuple[int, float]],
+):
+    ids, credit = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3)
+    plain: dict[int, float] = {}
+    for token, top in tops:
+        ids, credit = earn_credit(ids, credit, torch.tensor([token]), torch.tensor([top]).log())
+        plain = {each: 0.8 * value for each, value in plain.items()}
+        if token not in plain and len(plain) == 3:
+            del plain[min(plain, key=lambda each: plain[each])]
+        plain[token] = plain.get(token, 0.0) + top**0.2
+    ours = {
+        each: value
+        for each, value in zip(ids[0].tolist(), credit[0].tolist(), strict=True)
+        if value
+    }
+    assert ours == pytest.approx(plain)

@@ -15,7 +15,7 @@ from diffusiongpt.engine.attention import AttentionPlan
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, QueueFull
 from diffusiongpt.engine.frame import FinishReason, Frame
-from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.params import EditParams, GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 
 from toy_models import HashModel, ScriptedModel, toy_engine
@@ -52,12 +52,19 @@ def requests(draw: st.DrawFn) -> tuple[list[int], GenerationParams]:
     return prompt, GenerationParams(
         max_tokens=max_tokens,
         policy=policy,
-        steps=draw(st.none() | st.integers(blocks, max_tokens)),
+        steps=draw(
+            st.integers(blocks, 2 * max_tokens)
+            if PRESETS[policy].tosses
+            else st.none()
+            if PRESETS[policy].single
+            else st.none() | st.integers(blocks, max_tokens)
+        ),
         block_length=block_length,
         temperature=draw(st.sampled_from([0.0, 0.7, 1.0])),
         top_p=draw(st.sampled_from([0.9, 1.0])),
         top_k=draw(st.sampled_from([0, 5])),
         gap=draw(st.integers(1, 4)),
+        edits=draw(st.sampled_from([None, EditParams(threshold=0.08, max_rounds=3)])),
         seed=draw(st.integers(-(2**63), 2**63 - 1)),
     )
 

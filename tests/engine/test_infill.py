@@ -19,7 +19,12 @@ from tiny_models import CONTEXT_LENGTH, write_modernbert
 from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from toy_models import HashModel, MarkovModel, markov_chain, toy_engine
 
-SECTION = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [0, 2, MASK]}
+SECTION = {
+    "mask_token_id": MASK,
+    "stop_token_ids": [IM_END],
+    "never_emit_token_ids": [0, 2, MASK],
+    "can_edit": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,8 @@ def test_a_canvas_knows_its_prompt_region_and_suffix():
 @pytest.mark.parametrize("policy", PRESETS)
 def test_what_is_given_stays_and_every_hole_is_filled(policy: str):
     engine = toy_engine(HashModel(vocab_size=40, context_length=64))
-    params = GenerationParams(policy=policy, seed=1)
+    steps = 8 if PRESETS[policy].tosses else None
+    params = GenerationParams(policy=policy, steps=steps, seed=1)
     infill = Infill([1, 2], Hole(5), [7, 8, 9], Hole(3), [11])
     done = engine.generate([infill], params)[0]
     assert done.token_ids[5:8] == (7, 8, 9)

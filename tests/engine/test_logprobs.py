@@ -24,12 +24,13 @@ def hash_model(**fields):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("policy", sorted(PRESETS))
+@pytest.mark.parametrize("policy", sorted({*PRESETS} - {"credit"}))
 def test_a_logprob_is_the_models_at_the_step_of_the_commit(policy, temperature):
     model = hash_model()
     params = GenerationParams(
         max_tokens=12,
         policy=policy,
+        steps=24 if PRESETS[policy].tosses else None,
         temperature=temperature,
         seed=5,
         logprobs=4,
@@ -52,7 +53,10 @@ def test_a_logprob_is_the_models_at_the_step_of_the_commit(policy, temperature):
             seen += 1
         for position, token_id in frame.tokens:
             canvas[len(PROMPT) + position] = token_id
-    assert seen == 12
+        for position in frame.remasked:
+            canvas[len(PROMPT) + position] = model.mask_token_id
+    assert model.mask_token_id not in canvas
+    assert seen >= 12 if PRESETS[policy].revises else seen == 12
 
 
 def test_only_those_who_ask_get_them_and_the_tokens_stay_the_same():

@@ -70,7 +70,10 @@ asks = st.builds(
     params=st.builds(
         GenerationParams,
         max_tokens=st.integers(1, 20),
-        policy=st.sampled_from(sorted(PRESETS)),
+        # What tosses must have a budget, and what looks back a model that was trained for it.
+        policy=st.sampled_from(
+            sorted(name for name, preset in PRESETS.items() if not preset.revises)
+        ),
         temperature=st.sampled_from([0.0, 0.8]),
         seed=st.integers(0, 3),
     ),

@@ -10,6 +10,7 @@ from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.request import BlockPlan, prepare_request
+from diffusiongpt.engine.resolve import ORIGINAL_EDITS, original_parameters
 from diffusiongpt.engine.scheduler import share_of_steps
 
 DEFAULTS = GenerationParams(
@@ -50,7 +51,7 @@ def model_info(*, block_causal: bool = False) -> ModelInfo:
         ({"stop": ("a",) * 17}, "stop takes at most 16 strings, got 17"),
         (
             {"max_tokens": 8, "policy": "random", "threshold": 0.5},
-            "threshold is a gate of the policies",
+            "threshold belongs to the policies threshold, factor, .*; random has no use for it",
         ),
         ({"max_tokens": 40, "block_length": 4, "steps": 9}, "steps must be at least 10"),
         ({"max_tokens": 100, "block_length": 60}, "must leave room for text"),
@@ -137,8 +138,20 @@ def test_the_blocks_share_the_step_budget(sizes: list[int], data: st.DataObject)
             steps_left=steps - spent,
             block_tokens=size,
             tokens_left=sum(sizes[index:]),
+            most=size,
             blocks_after=len(sizes) - index - 1,
         )
         assert 1 <= share <= size
         spent += share
     assert spent <= steps
+
+
+def test_the_originals_choices_get_samplers_that_keep_the_law():
+    plain = GenerationParams(max_tokens=8, steps=4, **original_parameters(can_edit=False))
+    request = prepare_request("r", [1], plain, model_info())
+    assert (request.policy.timed, request.policy.revises) == (True, False)
+    fields = original_parameters(use_confidence=True, can_edit=True)
+    assert fields == {"policy": "confidence", "gap": 4, "edits": ORIGINAL_EDITS}
+    forced = GenerationParams(max_tokens=8, **original_parameters(allow_edits=True, can_edit=False))
+    with pytest.raises(InvalidRequest, match="tiny was not trained to predict filled positions"):
+        prepare_request("r", [1], forced, model_info())

@@ -37,7 +37,7 @@ def draw_params(
 def test_statistics_are_those_of_the_softmax():
     logits = random_logits()
     logits[:, 3] = BANNED
-    statistics = row_statistics(logits)
+    statistics = row_statistics(logits, logits.argmax(dim=-1))
     probability = logits.softmax(dim=-1)
     top = probability.topk(2, dim=-1).values
     expected = torch.distributions.Categorical(probability).entropy()
@@ -67,8 +67,8 @@ def test_draws_follow_the_softmax():
 def test_temperature_zero_is_greedy_and_agrees_with_the_statistics_on_ties():
     logits = random_logits().round()  # rounded so that ties occur
     drawn = draw_tokens(logits, draw_params(20, temperature=0.0), truncate=False)
-    assert drawn.token_id.equal(row_statistics(logits).top_id)
-    assert torch.allclose(drawn.log_prob, row_statistics(logits).log_top)
+    assert drawn.token_id.equal(row_statistics(logits, logits.argmax(dim=-1)).top_id)
+    assert torch.allclose(drawn.log_prob, row_statistics(logits, logits.argmax(dim=-1)).log_top)
 
 
 def reference_truncation(logits: Tensor, temperature: float, top_p: float, top_k: int) -> set[int]:
@@ -104,7 +104,10 @@ def test_the_head_gives_the_same_whatever_the_chunk():
     assert pieces.draw(hidden, params, truncate=True).token_id.equal(
         whole.draw(hidden, params, truncate=True).token_id
     )
-    assert torch.allclose(pieces.statistics(hidden).entropy, whole.statistics(hidden).entropy)
+    assert torch.allclose(
+        pieces.statistics(hidden, torch.zeros(len(hidden), dtype=torch.long)).entropy,
+        whole.statistics(hidden, torch.zeros(len(hidden), dtype=torch.long)).entropy,
+    )
 
 
 def test_no_call_of_the_head_exceeds_the_chunk_and_padding_fills_it():
@@ -115,8 +118,12 @@ def test_no_call_of_the_head_exceeds_the_chunk_and_padding_fills_it():
         return rows.new_zeros(len(rows), 4)
 
     none = torch.tensor([], dtype=torch.long)
-    Head(project, none, chunk=10, pad=False).statistics(torch.zeros(23, 2))
-    Head(project, none, chunk=10, pad=True).statistics(torch.zeros(23, 2))
+    Head(project, none, chunk=10, pad=False).statistics(
+        torch.zeros(23, 2), torch.zeros(23, dtype=torch.long)
+    )
+    Head(project, none, chunk=10, pad=True).statistics(
+        torch.zeros(23, 2), torch.zeros(23, dtype=torch.long)
+    )
     assert seen == [10, 10, 3, 10, 10, 10]
 
 

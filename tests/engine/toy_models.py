@@ -29,6 +29,7 @@ class ToyModel:
     stop_token_ids: tuple[int, ...] = ()
     sampler: Mapping[str, Any] = field(default_factory=dict)
     logit_shift: bool = False
+    can_edit: bool = True
     num_forwards: int = 0
     num_tokens: int = 0
     num_head_rows: int = 0
@@ -64,6 +65,13 @@ class ToyModel:
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         return self.denoise(torch.tensor(list(token_ids)))
+
+
+def probabilities(model: ToyModel, ids: list[int]) -> Tensor:
+    """(L, V) of a canvas, the mask banned."""
+    logits = model.logits(ids)
+    logits[:, model.mask_token_id] = -torch.inf
+    return logits.softmax(dim=-1)
 
 
 class HashModel(ToyModel):
@@ -123,13 +131,16 @@ class MarkovModel(ToyModel):
     """The exact posterior of a stationary first-order Markov chain, given the filled positions.
 
     What it returns for a masked position is log p(x_i | all filled positions), by forward and
-    backward messages; so a correct sampler must draw from the chain itself.
+    backward messages; so a correct sampler must draw from the chain itself. For a filled one it
+    is what a model learns that was trained with a share `corruption` of the filled tokens
+    replaced at random: the token is what stands there, or else what the others say.
     """
 
-    def __init__(self, transition: Tensor, **fields: Any) -> None:
+    def __init__(self, transition: Tensor, *, corruption: float = 0.1, **fields: Any) -> None:
         super().__init__(vocab_size=transition.shape[0] + 1, **fields)
         self.transition = transition  # (K, K), rows sum to one
         self.stationary = torch.linalg.matrix_power(transition, 200)[0]  # (K,)
+        self.corruption = corruption
 
     def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         self.num_forwards += 1
@@ -153,7 +164,9 @@ class MarkovModel(ToyModel):
         for i in range(length - 1, -1, -1):
             backward[:, i] = message
             message = _normalised((message * evidence[:, i]) @ self.transition.T)
-        posterior = _normalised(forward * backward * evidence).log().clamp(min=-60.0)
+        doubted = self.corruption / states + (1.0 - self.corruption) * evidence
+        own = torch.where(filled[:, :, None], doubted, 1.0)
+        posterior = _normalised(forward * backward * own).log().clamp(min=-60.0)
         return torch.nn.functional.pad(posterior, (0, 1), value=-60.0).float()
 
     def sample(self, num: int, length: int, generator: torch.Generator) -> Tensor:
