@@ -63,7 +63,13 @@ class Engine:
         self._row_budget = config.row_budget or self._token_budget
         self._stop_ids = frozenset(model.stop_token_ids)
         banned = torch.tensor(sorted(model.never_emit_token_ids), device=config.device)
-        self._head = Head(model.head, banned, chunk=config.head_chunk, pad=config.deterministic)
+        self._head = Head(
+            model.head,
+            banned,
+            chunk=config.head_chunk,
+            pad=config.deterministic,
+            delete_token_id=model.delete_token_id,
+        )
         block_length = self.info.block_length or 0
         capacity = self.info.context_length + config.max_tokens + block_length
         table = SlotTable(

@@ -25,6 +25,8 @@ from diffusiongpt.engine.info import AttentionKind
 from diffusiongpt.engine.params import GenerationParams
 
 SECTION_VERSION = 1
+# A special token that has no text: a model that may edit deletes a token by writing this one.
+DELETE_TOKEN = "<|delete|>"
 
 # Fields of GenerationParams that only a request can know.
 _PER_REQUEST = {"seed", "stop", "watch"}

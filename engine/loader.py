@@ -27,7 +27,7 @@ from diffusiongpt.engine.checkpoint import (
 )
 from diffusiongpt.engine.conversion import convert_weights
 from diffusiongpt.engine.errors import LoadError
-from diffusiongpt.engine.families import FamilySpec, detect_family
+from diffusiongpt.engine.families import DELETE_TOKEN, FamilySpec, detect_family
 from diffusiongpt.engine.leak_check import check_for_leaks
 from diffusiongpt.engine.model import LoadedModel, TokenIds
 
@@ -182,8 +182,9 @@ def _find_tokens(
                     f"the {role} token id of {where} must be in 0..{vocab_size - 1}, "
                     f"got {token_id!r}"
                 )
-    never_emit = tuple(sorted({mask, *spec.never_emit_token_ids}))
-    return TokenIds(mask=mask, stop=stop, never_emit=never_emit)
+    delete = find(DELETE_TOKEN)
+    never_emit = {mask, *spec.never_emit_token_ids, *([] if delete is None else [delete])}
+    return TokenIds(mask=mask, stop=stop, never_emit=tuple(sorted(never_emit)), delete=delete)
 
 
 def _default_stop(

@@ -24,6 +24,7 @@ class TokenIds:
     mask: int
     stop: tuple[int, ...]
     never_emit: tuple[int, ...]
+    delete: int | None = None
 
 
 class LoadedModel:
@@ -34,6 +35,7 @@ class LoadedModel:
         name: public id. folder: where it came from. family: its FamilySpec.
         attention, block_length, logit_shift, can_edit, sampler, chat_template: as in FamilySpec.
         mask_token_id, stop_token_ids, never_emit_token_ids: the last one holds the mask.
+        delete_token_id: what an edit may write to delete a token, and nothing else may.
         context_length: positions the model was trained for. vocab_size: V, rows of the embedding.
         num_parameters: tied ones once. dtype, device: of the weights.
         num_forwards, num_tokens, num_head_rows: work done so far: passes through the backbone,
@@ -58,6 +60,7 @@ class LoadedModel:
         self.mask_token_id = tokens.mask
         self.stop_token_ids = tokens.stop
         self.never_emit_token_ids = tokens.never_emit
+        self.delete_token_id = tokens.delete
         self.attention: AttentionKind = family.attention
         self.block_length = family.block_length
         self.logit_shift = family.logit_shift

@@ -88,26 +88,43 @@ class Head:
 
     Args:
         project: (R, H) hidden rows to (R, V) float32 logits.
-        banned: ids that are never emitted.
+        banned: ids that are never emitted. delete_token_id: one of them that is an edit's to write.
         chunk: rows per call of `project`; bounds the largest logits tensor.
         pad: pad every call to exactly `chunk` rows, so that a row's logits do not depend on
             how many rows share the call.
     """
 
     def __init__(
-        self, project: Callable[[Tensor], Tensor], banned: Tensor, *, chunk: int, pad: bool
+        self,
+        project: Callable[[Tensor], Tensor],
+        banned: Tensor,
+        *,
+        chunk: int,
+        pad: bool,
+        delete_token_id: int | None = None,
     ) -> None:
         self._project = project
         self._banned = banned
         self._chunk = chunk
         self._pad = pad
+        self._delete = delete_token_id
 
-    def statistics(self, hidden: Tensor, held: Tensor, boost: Boost | None = None) -> RowStatistics:
-        """Statistics of each row of `hidden` (R, H), which holds the token ids `held` (R,)."""
+    def statistics(
+        self,
+        hidden: Tensor,
+        held: Tensor,
+        boost: Boost | None = None,
+        may_delete: Tensor | None = None,
+    ) -> RowStatistics:
+        """Statistics of each row of `hidden` (R, H), which holds the token ids `held` (R,).
+
+        Args:
+            boost: added to the logits. may_delete: (R,) bool, rows that an edit may delete.
+        """
         parts = []
         for start in range(0, max(len(hidden), 1), self._chunk):
             stop = min(start + self._chunk, len(hidden))
-            logits = self._boosted(hidden, boost, start, stop)
+            logits = self._boosted(hidden, boost, may_delete, start, stop)
             parts.append(row_statistics(logits, held[start:stop]))
         if len(parts) == 1:
             return parts[0]
@@ -124,6 +141,7 @@ class Head:
         hidden: Tensor,
         params: DrawParams,
         boost: Boost | None = None,
+        may_delete: Tensor | None = None,
         *,
         truncate: bool,
         num_top: int | None = None,
@@ -131,14 +149,14 @@ class Head:
         """Draw a token for each row of `hidden` (R, H), which may be none.
 
         Args:
-            boost: added to the logits.
+            boost: added to the logits. may_delete: (R,) bool, rows that an edit may delete.
             truncate: some row has top_p or top_k.
             num_top: hand out so many of each row's most likely tokens as well; None is none.
         """
         parts = []
         for start in range(0, max(len(hidden), 1), self._chunk):
             stop = min(start + self._chunk, len(hidden))
-            logits = self._boosted(hidden, boost, start, stop)
+            logits = self._boosted(hidden, boost, may_delete, start, stop)
             draws = draw_tokens(logits, params.rows(start, stop), truncate=truncate)
             parts.append(draws if num_top is None else with_top_tokens(draws, logits, num_top))
         if len(parts) == 1:
@@ -160,20 +178,33 @@ class Head:
             parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
         return torch.cat(parts)
 
-    def _boosted(self, hidden: Tensor, boost: Boost | None, start: int, stop: int) -> Tensor:
-        logits = self._logits(hidden[start:stop])
+    def _boosted(
+        self,
+        hidden: Tensor,
+        boost: Boost | None,
+        may_delete: Tensor | None,
+        start: int,
+        stop: int,
+    ) -> Tensor:
+        some_delete = None if may_delete is None else may_delete[start:stop]
+        logits = self._logits(hidden[start:stop], some_delete)
         if boost is None:
             return logits
         some = boost.rows(start, stop)
         return logits.scatter_add_(1, some.token_id, some.amount)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor, may_delete: Tensor | None = None) -> Tensor:
         num_rows = len(hidden)
         if self._pad and num_rows < self._chunk:
             padding = hidden.new_zeros(self._chunk - num_rows, hidden.shape[1])
             hidden = torch.cat([hidden, padding])
         logits = self._project(hidden)[:num_rows]
-        return logits.index_fill_(1, self._banned, BANNED)
+        if may_delete is None or self._delete is None:
+            return logits.index_fill_(1, self._banned, BANNED)
+        deletion = logits[:, self._delete].masked_fill(~may_delete, BANNED)
+        logits.index_fill_(1, self._banned, BANNED)
+        logits[:, self._delete] = deletion
+        return logits
 
 
 def row_statistics(logits: Tensor, held: Tensor) -> RowStatistics:

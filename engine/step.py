@@ -144,7 +144,7 @@ def denoise(
         tokens = hidden[grid.packed[row, column]]
         raised = None if boost is None else boost.at(row, column)
         truncate, num_top = facts.any_truncated, facts.num_top
-        draws = head.draw(tokens, params, raised, truncate=truncate, num_top=num_top)
+        draws = head.draw(tokens, params, raised, is_edit, truncate=truncate, num_top=num_top)
     else:
         draws = Draws(statistics.top_id[row, column], statistics.log_top[row, column])
     confidence = draws.log_prob.exp()
@@ -217,7 +217,11 @@ def _look(
     wanted = grid.candidate & ~rows.blind[:, None] | grid.filled & rows.looks_back[:, None]
     row, column = wanted.nonzero(as_tuple=True)
     raised = None if boost is None else boost.at(row, column)
-    seen = head.statistics(hidden[grid.packed[row, column]], grid.held[row, column], raised)
+    edits = rows.revision.log_edit_threshold < torch.inf
+    may_delete = grid.filled[row, column] & edits[row]
+    seen = head.statistics(
+        hidden[grid.packed[row, column]], grid.held[row, column], raised, may_delete
+    )
     statistics = _no_statistics(grid)
     statistics.log_top[row, column] = seen.log_top
     statistics.margin[row, column] = seen.margin

@@ -179,6 +179,28 @@ def test_the_log_probabilities_are_those_of_the_last_token():
     assert [last[position].token_id for position in range(3)] == [2, 2, 2]
 
 
+def test_only_an_edit_deletes():
+    # Deletion is what the model wants everywhere; at a mask it may not.
+    class Deleter(SecondThoughts):
+        def denoise(self, ids: Tensor) -> Tensor:
+            logits = super().denoise(ids)
+            logits[:, 6] = 20.0
+            return logits
+
+    fields = {"max_tokens": 3, "temperature": 0.0}
+    edited = toy_engine(Deleter({}, delete_token_id=6)).generate(
+        [[3]],
+        GenerationParams(policy="joint", **fields),  # type: ignore[arg-type]
+    )
+    assert edited[0].token_ids == (6, 6, 6)
+    for policy in ("threshold", "verify", "p2"):
+        kept = toy_engine(Deleter({}, delete_token_id=6)).generate(
+            [[3]],
+            GenerationParams(policy=policy, **fields),  # type: ignore[arg-type]
+        )
+        assert kept[0].token_ids == (1, 1, 1)
+
+
 def test_the_prompt_and_what_is_given_are_never_edited():
     seen: list[list[int]] = []
 

@@ -30,6 +30,7 @@ class ToyModel:
     sampler: Mapping[str, Any] = field(default_factory=dict)
     logit_shift: bool = False
     can_edit: bool = True
+    delete_token_id: int | None = None
     num_forwards: int = 0
     num_tokens: int = 0
     num_head_rows: int = 0
@@ -49,7 +50,8 @@ class ToyModel:
 
     @property
     def never_emit_token_ids(self) -> tuple[int, ...]:
-        return (self.mask_token_id,)
+        deletes = [] if self.delete_token_id is None else [self.delete_token_id]
+        return (*deletes, self.mask_token_id)
 
     def denoise(self, ids: Tensor) -> Tensor:
         raise NotImplementedError
