@@ -27,15 +27,15 @@ from diffusiongpt.server.errors import (
     engine_error,
     from_engine,
     from_validation,
+    invalid,
     unavailable,
 )
 from diffusiongpt.server.generator import Generation, Generator, Prompt
 from diffusiongpt.server.logprobs import Ledger, SettledToken
-from diffusiongpt.server.models import check_model
+from diffusiongpt.server.models import Models
 from diffusiongpt.server.protocol import GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import Shape
-from diffusiongpt.server.state import ServerState
 from diffusiongpt.server.streaming import AnswerHead, ChunkWriter, StreamStyle, usage_chunk
 from diffusiongpt.server.usage import Stopwatch, sum_usage, summary, usage_of
 
@@ -51,21 +51,21 @@ Ask = TypeVar("Ask", bound=GenerationRequest)
 
 
 async def read_ask(
-    request: Request,
-    kind: type[Ask],
-    generator: Generator,
-    settings: Settings,
-    state: ServerState,
-) -> Ask:
-    """The checked body of a request for a model that is served; raises ApiError."""
+    request: Request, kind: type[Ask], models: Models, settings: Settings
+) -> tuple[Ask, Generator]:
+    """The checked body of a request, and the model that it names; raises ApiError."""
     body = await read_json(request, settings.max_body_bytes)
     try:
         ask = kind.model_validate(body)
     except ValidationError as error:
         raise from_validation(error) from error
-    check_model(ask.model, generator.info)
-    state.refuse_while_draining()
-    return ask
+    if ask.num_choices > settings.max_choices:
+        raise invalid(
+            f"this server answers a request at most {settings.max_choices} times, "
+            f"got n={ask.num_choices}",
+            "n",
+        )
+    return ask, models.choose(ask.model)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     if kind != "application/json":
         raise ApiError(415, f"content-type must be application/json, got {kind or 'none'!r}")
     try:
-        value = json.loads(await _read(request, limit), parse_constant=_refuse_constant)
+        value = json.loads((await _read(request, limit)).decode(), parse_constant=_refuse_constant)
         # Lone surrogates pass the parser and could not be sent or encoded afterwards.
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:

@@ -8,20 +8,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from diffusiongpt.server.answering import read_ask, refusing, respond, start
-from diffusiongpt.server.generator import Generator
+from diffusiongpt.server.models import Models
 from diffusiongpt.server.protocol import ChatRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import ChatShape
-from diffusiongpt.server.state import ServerState
 
 
-def chat_routes(generator: Generator, settings: Settings, state: ServerState) -> APIRouter:
-    """The chat route over a generator."""
+def chat_routes(models: Models, settings: Settings) -> APIRouter:
+    """The chat route over all models."""
     router = APIRouter()
 
     @router.post("/v1/chat/completions", openapi_extra=_body_schema())
     async def create_chat_completion(request: Request) -> Response:
-        ask = await read_ask(request, ChatRequest, generator, settings, state)
+        ask, generator = await read_ask(request, ChatRequest, models, settings)
         with refusing({"prompt": "messages", "logprobs": "top_logprobs"}):
             prompt = generator.encode_chat(
                 [_message(each.role, each.text) for each in ask.messages]

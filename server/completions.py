@@ -12,10 +12,10 @@ from diffusiongpt.engine.canvas import Hole, Infill
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.server.answering import read_ask, refusing, respond, start
 from diffusiongpt.server.generator import Generator, Prompt
+from diffusiongpt.server.models import Models
 from diffusiongpt.server.protocol import MAX_CHOICES, FieldError, GenerationRequest, show
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import TextShape
-from diffusiongpt.server.state import ServerState
 
 # OpenAI's, and what its clients count on.
 DEFAULT_MAX_TOKENS = 16
@@ -124,12 +124,12 @@ def _is_prompt(value: Any) -> bool:
     )
 
 
-def completion_routes(generator: Generator, settings: Settings, state: ServerState) -> APIRouter:
-    """The routes of text completions over a generator."""
+def completion_routes(models: Models, settings: Settings) -> APIRouter:
+    """The routes of text completions over all models."""
     router = APIRouter()
 
     async def complete(request: Request, kind: type[CompletionRequest]) -> Response:
-        ask = await read_ask(request, kind, generator, settings, state)
+        ask, generator = await read_ask(request, kind, models, settings)
         with refusing({}):
             params = ask.to_params(generator.info)
             prompts = [_with_suffix(each, ask.suffix, params.max_tokens) for each in ask.prompts]

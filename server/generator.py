@@ -8,6 +8,7 @@ from typing import Protocol
 from diffusiongpt.engine.canvas import Infill
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.observer import Observer
 from diffusiongpt.engine.params import GenerationParams
 
 Prompt = str | Sequence[int] | Infill
@@ -45,10 +46,17 @@ class Generator(Protocol):
         ...
 
     @property
+    def num_slots(self) -> int: ...
+
+    @property
     def num_running(self) -> int: ...
 
     @property
     def num_waiting(self) -> int: ...
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every frame from now on."""
+        ...
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a chat; may raise InvalidRequest."""

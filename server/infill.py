@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from diffusiongpt.engine.canvas import Hole, Infill
 from diffusiongpt.server.answering import read_ask, refusing, respond, start
 from diffusiongpt.server.completions import is_token_ids
-from diffusiongpt.server.generator import Generator
+from diffusiongpt.server.models import Models
 from diffusiongpt.server.protocol import GenerationRequest, show
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import InfillShape
-from diffusiongpt.server.state import ServerState
 
 
 class HoleSegment(BaseModel):
@@ -66,13 +65,13 @@ class InfillRequest(GenerationRequest):
         return max(sum(each.mask for each in self.segments if isinstance(each, HoleSegment)), 1)
 
 
-def infill_routes(generator: Generator, settings: Settings, state: ServerState) -> APIRouter:
-    """The infill route over a generator."""
+def infill_routes(models: Models, settings: Settings) -> APIRouter:
+    """The infill route over all models."""
     router = APIRouter()
 
     @router.post("/v1/infill")
     async def create_infill(request: Request) -> Response:
-        ask = await read_ask(request, InfillRequest, generator, settings, state)
+        ask, generator = await read_ask(request, InfillRequest, models, settings)
         with refusing({"prompt": "segments"}):
             params = ask.to_params(generator.info)
             generations = start(generator, [Infill(*ask.parts)], params, ask.num_choices)

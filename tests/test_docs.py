@@ -17,6 +17,7 @@ from diffusiongpt.engine.pipeline_options import PipelineOptions
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.server.completions import CompletionRequest, FimRequest
 from diffusiongpt.server.infill import HoleSegment, InfillRequest
+from diffusiongpt.server.metrics import Metrics
 from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions, GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.training.__main__ import COMMANDS as TRAINING_COMMANDS
@@ -91,6 +92,15 @@ def test_every_setting_and_flag_of_serve_is_documented():
     assert not {flag for flag in flags_of("bench") if f"`{flag}`" not in API}
     for name in Settings.model_fields:
         assert f"`DIFFUSIONGPT_{name.upper()}`" in API
+
+
+def test_every_meter_is_documented():
+    metrics = Metrics()
+    names = {family.name for family in metrics.registry.collect()}
+    shown = {name for name in names if name.startswith("diffusiongpt_")}
+    operations = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    assert len(shown) > 10
+    assert not {name for name in shown if f"`{name}" not in operations}
 
 
 def quoted_commands():
