@@ -49,6 +49,11 @@ class DrainingServer(uvicorn.Server):
         end = asyncio.get_running_loop().call_later(self._drain_seconds, self._state.end_all)
         await super().shutdown(sockets)
         end.cancel()
+        for connection in list(self.server_state.connections):
+            # Whoever has not read its farewell by now will not.
+            if isinstance(connection, Connection):
+                connection.transport.abort()
+        await asyncio.sleep(0)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
