@@ -30,7 +30,9 @@ _FAREWELL_SECONDS = 3
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that tells the routes when it is about to stop."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, drain_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, drain_seconds: float = 30.0
+    ) -> None:
         super().__init__(config)
         self._state = state
         self._drain_seconds = drain_seconds

@@ -46,13 +46,14 @@ class Served:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("DIFFUSIONGPT_")}
         command = [sys.executable, "-m", "diffusiongpt.cli", "serve", "--port", str(self.port)]
         self.process = subprocess.Popen(
             [*command, *map(str, flags)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})},
+            env={**inherited, "OMP_NUM_THREADS": "1", **(variables or {})},
         )
 
     def status(self, path: str = "/ready") -> int | None:

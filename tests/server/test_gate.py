@@ -54,6 +54,11 @@ def test_every_route_but_the_open_ones_needs_a_key():
         assert "x-request-id" in answer.headers
     for path in ("/health", "/ready"):
         assert client.get(path).status_code == 200
+    # What a browser loads before anybody can give it a key: open, whether it is there or not.
+    for path in ("/", "/static/nothing.js"):
+        assert client.get(path).status_code != 401
+    for path in ("/static", "/health/", "/HEALTH", "/healthy"):
+        assert client.get(path).status_code == 401, path
 
 
 def test_each_key_opens_and_a_wrong_one_does_not():

@@ -36,7 +36,7 @@ def serving(generator: FakeGenerator, state: ServerState | None = None) -> Itera
     config = uvicorn.Config(
         create_app(generator, Settings(), state), log_level="warning", timeout_graceful_shutdown=5
     )
-    server = DrainingServer(config, state, 5)
+    server = DrainingServer(config, state)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()
     deadline = time.monotonic() + 10
