@@ -24,12 +24,6 @@ DEFAULT_MAX_TOKENS = 16
 class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
-    _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "logit_bias": (None, {}),
-        "frequency_penalty": (None, 0),
-        "presence_penalty": (None, 0),
-    }
-
     prompt: Annotated[
         str | list[str] | list[int] | list[list[int]], Field(union_mode="left_to_right")
     ] = Field(description="a text, token ids, or a list of one or the other")
@@ -98,10 +92,7 @@ class CompletionRequest(GenerationRequest):
 class FimRequest(CompletionRequest):
     """The body of POST /v1/fim/completions, as Mercury has it."""
 
-    _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **CompletionRequest._UNSUPPORTED,
-        "repetition_penalty": (None, 1),
-    }
+    _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"repetition_penalty": (None, 1)}
 
     prompt: str = Field(description="the text before the answer")
 

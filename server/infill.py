@@ -32,9 +32,6 @@ class InfillRequest(GenerationRequest):
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "max_tokens": (None,),
         "logprobs": (None, False),
-        "logit_bias": (None, {}),
-        "frequency_penalty": (None, 0),
-        "presence_penalty": (None, 0),
     }
 
     segments: list[Annotated[str | list[int] | HoleSegment, Field(union_mode="left_to_right")]] = (

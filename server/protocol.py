@@ -6,6 +6,7 @@ would change the answer, and accepted when it would not.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,6 +19,7 @@ FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
 MAX_MESSAGES = 1024
 MAX_CHOICES = 128
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
 class FieldError(ValueError):
@@ -127,6 +129,16 @@ class GenerationRequest(BaseModel):
     temperature: float | None = Field(None, description="of the token draw, 0 to 2")
     top_p: float | None = Field(None, description="truncation of the token draw")
     top_k: int | None = Field(None, description="truncation of the token draw, 0 is off")
+    min_p: float | None = Field(None, description="truncation of the token draw, 0 is off")
+    logit_bias: dict[str, float] | None = Field(
+        None, description="addends of token ids' logits, -100 to 100"
+    )
+    frequency_penalty: float | None = Field(
+        None, description="what a token's logit loses for each time the answer holds it already"
+    )
+    presence_penalty: float | None = Field(
+        None, description="what it loses if the answer holds it already"
+    )
     seed: int | None = Field(None, description="the same seed gives the same answer")
     stop: str | list[str] | None = Field(None, description="strings that end the answer")
     n: int | None = Field(None, description="answers to give; answer i draws with the seed plus i")
@@ -141,6 +153,14 @@ class GenerationRequest(BaseModel):
         if n is not None and not 1 <= n <= MAX_CHOICES:
             raise ValueError(f"n must be in 1..{MAX_CHOICES}, got {n}")
         return n
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _biases_of_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        for key in bias or {}:
+            if not _TOKEN_ID.fullmatch(key):
+                raise ValueError(f"logit_bias must have token ids for keys, got {show(key)}")
+        return bias
 
     @model_validator(mode="after")
     def _nothing_unsupported(self) -> GenerationRequest:
@@ -211,6 +231,10 @@ class GenerationRequest(BaseModel):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p or 0.0,
+            logit_bias=tuple((int(key), value) for key, value in (self.logit_bias or {}).items()),
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
             seed=self.seed,
             threshold=options.threshold,
             factor=options.factor,
@@ -227,9 +251,6 @@ class ChatRequest(GenerationRequest):
 
     _HAS_DELTAS: ClassVar[bool] = True
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "logit_bias": (None, {}),
-        "frequency_penalty": (None, 0),
-        "presence_penalty": (None, 0),
         "tools": (None, []),
         "functions": (None, []),
         "tool_choice": (None, "none", "auto"),

@@ -74,6 +74,10 @@ def test_every_field_reaches_the_engine(client: TestClient, generator: FakeGener
             "temperature": 0.5,
             "top_p": 0.9,
             "top_k": 40,
+            "min_p": 0.1,
+            "logit_bias": {"5": 1, "17": -100},
+            "frequency_penalty": 0.5,
+            "presence_penalty": -0.5,
             "seed": 11,
             "stop": ["x", "y"],
             "diffusion": {
@@ -90,6 +94,8 @@ def test_every_field_reaches_the_engine(client: TestClient, generator: FakeGener
     params = generator.generations[0].params
     assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (20, 0.5, 0.9, 40)
     assert (params.seed, params.stop, params.policy) == (11, ("x", "y"), "entropy_bound")
+    assert (params.min_p, params.logit_bias) == (0.1, ((5, 1.0), (17, -100.0)))
+    assert (params.frequency_penalty, params.presence_penalty) == (0.5, -0.5)
     assert (params.steps, params.block_length, params.entropy_bound) == (10, 4, 0.5)
     assert (params.threshold, params.gap, params.watch) == (0.8, 2, True)
 
@@ -152,8 +158,16 @@ BAD = [
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs must be in 0..20, got -1"),
     ({"tools": [{"type": "function"}]}, "tools is not supported yet"),
     ({"response_format": {"type": "json_object"}}, "response_format is not supported yet"),
-    ({"logit_bias": {"5": 1}}, "logit_bias is not supported yet"),
-    ({"presence_penalty": 0.5}, "presence_penalty is not supported yet, got 0.5"),
+    ({"logit_bias": {"cat": 1}}, "logit_bias must have token ids for keys, got 'cat'"),
+    ({"logit_bias": {"-5": 1}}, "logit_bias must have token ids for keys, got '-5'"),
+    ({"logit_bias": {"5": 101}}, "logit_bias must be in [-100, 100], got 101"),
+    ({"logit_bias": {"5": "1"}}, "got '1'"),
+    ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias must name each token once"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "at most 1024 tokens, got 1025"),
+    ({"logit_bias": [5]}, "logit_bias"),
+    ({"presence_penalty": 2.5}, "presence_penalty must be in [-2, 2], got 2.5"),
+    ({"frequency_penalty": "a"}, "frequency_penalty: input should be a valid number, got 'a'"),
+    ({"min_p": 1.5}, "min_p must be in [0, 1], got 1.5"),
     ({"model": 5}, "model"),
 ]
 
