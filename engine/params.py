@@ -14,6 +14,7 @@ SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASED = 1024
+MAX_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,7 @@ class GenerationParams:
         _check_integer("lookahead", self.lookahead, 0, None)
         _check_number("temperature", self.temperature, 0.0, 2.0)
         _check_number("top_p", self.top_p, 0.0, 1.0, above_low=True)
-        _check_integer("top_k", self.top_k, 0, None)
+        _check_integer("top_k", self.top_k, 0, MAX_TOP_K)
         _check_number("min_p", self.min_p, 0.0, 1.0)
         _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)

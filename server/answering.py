@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from diffusiongpt.server.errors import (
     from_validation,
     unavailable,
 )
-from diffusiongpt.server.generator import Generation, Generator, Prompt
+from diffusiongpt.server.generator import Generation, Generator, abort_all, merge
 from diffusiongpt.server.logprobs import Ledger, SettledToken
 from diffusiongpt.server.models import check_model
 from diffusiongpt.server.protocol import GenerationRequest
@@ -48,6 +48,7 @@ _NAMES = {
 }
 
 Ask = TypeVar("Ask", bound=GenerationRequest)
+PromptT = TypeVar("PromptT")
 
 
 async def read_ask(
@@ -78,7 +79,10 @@ def refusing(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def start(
-    generator: Generator, prompts: Sequence[Prompt], params: GenerationParams, num_choices: int
+    submit: Callable[[PromptT, GenerationParams], Generation],
+    prompts: Sequence[PromptT],
+    params: GenerationParams,
+    num_choices: int,
 ) -> list[Generation]:
     """Start `num_choices` generations of every prompt, prompt after prompt, or none at all.
 
@@ -89,17 +93,11 @@ def start(
         for index, prompt in enumerate(each for each in prompts for _ in range(num_choices)):
             first = generations[0].params.seed if generations else params.seed
             seed = seeds_of(first, index + 1)[index]
-            generations.append(generator.submit(prompt, params.replace(seed=seed)))
+            generations.append(submit(prompt, params.replace(seed=seed)))
     except EngineError:
         abort_all(generations)
         raise
     return generations
-
-
-def abort_all(generations: Sequence[Generation]) -> None:
-    """End whatever still runs."""
-    for generation in generations:
-        generation.abort()
 
 
 async def respond(
@@ -198,35 +196,6 @@ async def _events(
 
 def _event(value: object) -> dict[str, str]:
     return {"data": json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
-
-
-async def merge(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Frame]]:
-    """The frames of all generations, each with its generation's index, as they come.
-
-    A frame is taken from its generation only when it can be handed on, so that `num_pending`
-    goes on saying how far a reader is behind.
-    """
-    if len(generations) == 1:
-        async for frame in generations[0]:
-            yield 0, frame
-        return
-    iterators = [aiter(generation) for generation in generations]
-    reading = {asyncio.ensure_future(_next(each)): i for i, each in enumerate(iterators)}
-    try:
-        while reading:
-            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: reading[task]):
-                index = reading.pop(task)
-                if (came := task.result()) is not None:
-                    yield index, came
-                    reading[asyncio.ensure_future(_next(iterators[index]))] = index
-    finally:
-        for task in reading:
-            task.cancel()
-
-
-async def _next(frames: AsyncIterator[Frame]) -> Frame | None:
-    return await anext(frames, None)
 
 
 def _failure(frame: Frame) -> ApiError | None:

@@ -26,7 +26,8 @@ def chat_routes(generator: Generator, settings: Settings, state: ServerState) ->
             prompt = generator.encode_chat(
                 [_message(each.role, each.text) for each in ask.messages]
             )
-            generations = start(generator, [prompt], ask.to_params(generator.info), ask.num_choices)
+            params = ask.to_params(generator.info)
+            generations = start(generator.submit, [prompt], params, ask.num_choices)
         return await respond(request, ask, generations, ChatShape(), generator.info, settings)
 
     return router

@@ -7,18 +7,22 @@ would change the answer, and accepted when it would not.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
-from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.params import MAX_BIASED, GenerationParams
 
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
 MAX_MESSAGES = 1024
 MAX_CHOICES = 128
+# A list whose first wrong item is the last one looked at: a sentence names one, and a body may
+# hold a million.
+Item = TypeVar("Item")
+Quickly = Annotated[list[Item], Field(fail_fast=True)]
 _TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
@@ -51,7 +55,7 @@ class Message(_Wire):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[TextPart], Field(union_mode="left_to_right")]
+    content: Annotated[str | Quickly[TextPart], Field(union_mode="left_to_right")]
 
     @property
     def text(self) -> str:
@@ -140,7 +144,7 @@ class GenerationRequest(BaseModel):
         None, description="what it loses if the answer holds it already"
     )
     seed: int | None = Field(None, description="the same seed gives the same answer")
-    stop: str | list[str] | None = Field(None, description="strings that end the answer")
+    stop: str | Quickly[str] | None = Field(None, description="strings that end the answer")
     n: int | None = Field(None, description="answers to give; answer i draws with the seed plus i")
     stream: bool | None = Field(None, description="send the answer as it settles")
     stream_options: StreamOptions | None = None
@@ -154,10 +158,14 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"n must be in 1..{MAX_CHOICES}, got {n}")
         return n
 
-    @field_validator("logit_bias")
+    @field_validator("logit_bias", mode="before")
     @classmethod
-    def _biases_of_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        for key in bias or {}:
+    def _biases_of_tokens(cls, bias: Any) -> Any:
+        if not isinstance(bias, dict):
+            return bias
+        if len(bias) > MAX_BIASED:
+            raise ValueError(f"logit_bias takes at most {MAX_BIASED} tokens, got {len(bias)}")
+        for key in bias:
             if not _TOKEN_ID.fullmatch(key):
                 raise ValueError(f"logit_bias must have token ids for keys, got {show(key)}")
         return bias
@@ -277,7 +285,7 @@ class ChatRequest(GenerationRequest):
         }
     )
 
-    messages: list[Message] = Field(description="the chat so far")
+    messages: Quickly[Message] = Field(description="the chat so far")
     max_tokens: int | None = Field(None, description="length of the answer's canvas")
     max_completion_tokens: int | None = Field(None, description="max_tokens by its newer name")
     logprobs: bool | None = Field(None, description="tell each token's log-probability")
