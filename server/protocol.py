@@ -6,6 +6,7 @@ would change the answer, and accepted when it would not.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -17,6 +18,9 @@ from diffusiongpt.engine.params import MAX_BIASED, GenerationParams
 
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
+Effort = Literal["instant", "low", "medium", "high"]
+# Denoising steps for each token of the answer's canvas.
+EFFORTS: dict[Effort, float] = {"instant": 0.125, "low": 0.25, "medium": 0.5, "high": 1.0}
 MAX_MESSAGES = 1024
 MAX_CHOICES = 128
 # A list whose first wrong item is the last one looked at: a sentence names one, and a body may
@@ -227,14 +231,19 @@ class GenerationRequest(BaseModel):
         """Most likely tokens to tell with each token; None tells no log-probabilities."""
         return None
 
+    def asked_steps(self, length: int, info: ModelInfo) -> int | None:
+        """The budget of denoising steps for an answer of a length; None is the policy's own."""
+        return self.diffusion.steps
+
     def to_params(self, info: ModelInfo) -> GenerationParams:
         """What the engine is asked for; raises InvalidRequest."""
         options = self.diffusion
         asked = self.asked_tokens
+        length = info.defaults.max_tokens if asked is None else asked
         return GenerationParams(
-            max_tokens=info.defaults.max_tokens if asked is None else asked,
+            max_tokens=length,
             policy=options.policy,
-            steps=options.steps,
+            steps=self.asked_steps(length, info),
             block_length=options.block_length,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -269,7 +278,6 @@ class ChatRequest(GenerationRequest):
         "prediction": (None,),
         "web_search_options": (None,),
         "store": (None, False),
-        "reasoning_effort": (None,),
     }
     _HARMLESS: ClassVar[frozenset[str]] = frozenset(
         {
@@ -289,6 +297,9 @@ class ChatRequest(GenerationRequest):
     max_tokens: int | None = Field(None, description="length of the answer's canvas")
     max_completion_tokens: int | None = Field(None, description="max_tokens by its newer name")
     logprobs: bool | None = Field(None, description="tell each token's log-probability")
+    reasoning_effort: Effort | None = Field(
+        None, description="share of the answer's length that its denoising steps may be"
+    )
     top_logprobs: int | None = Field(
         None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
     )
@@ -312,6 +323,12 @@ class ChatRequest(GenerationRequest):
                 f"max_tokens={self.max_tokens} and max_completion_tokens="
                 f"{self.max_completion_tokens} contradict each other; give one",
             )
+        if None not in (self.reasoning_effort, self.diffusion.steps):
+            raise FieldError(
+                "reasoning_effort",
+                f"reasoning_effort={self.reasoning_effort} and diffusion.steps="
+                f"{self.diffusion.steps} contradict each other; give one",
+            )
         if self.top_logprobs is None:
             return self
         if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
@@ -330,6 +347,21 @@ class ChatRequest(GenerationRequest):
     def asked_tokens(self) -> int | None:
         """The length that was asked for, by whichever name."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    def asked_steps(self, length: int, info: ModelInfo) -> int | None:
+        """The budget of denoising steps; an effort is a share of the length."""
+        if self.reasoning_effort is None:
+            return self.diffusion.steps
+        share = math.ceil(length * EFFORTS[self.reasoning_effort])
+        return min(max(share, self._most_blocks(length, info)), length)
+
+    def _most_blocks(self, length: int, info: ModelInfo) -> int:
+        """Blocks that an answer can have at most: each takes a step, whatever the effort."""
+        block_length = self.diffusion.block_length
+        if block_length is None:
+            block_length = info.block_length or info.defaults.block_length
+        # One more where the prompt ends within a block.
+        return math.ceil(length / block_length) + 1 if block_length else 1
 
     @property
     def num_logprobs(self) -> int | None:

@@ -77,6 +77,8 @@ def test_whole_streamed_and_replayed_are_the_same(clients, data):
         "temperature": data.draw(st.sampled_from([0.0, 1.0])),
         "diffusion": {"policy": data.draw(st.sampled_from(sorted(PRESETS)))},
     }
+    if url == "/v1/chat/completions":
+        ask["reasoning_effort"] = data.draw(st.sampled_from([None, "instant", "low", "high"]))
     if url != "/v1/infill":
         ask["max_tokens"] = data.draw(st.integers(1, 24))
     if url in ("/v1/chat/completions", "/v1/completions"):

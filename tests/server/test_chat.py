@@ -100,6 +100,31 @@ def test_every_field_reaches_the_engine(client: TestClient, generator: FakeGener
     assert (params.threshold, params.gap, params.watch) == (0.8, 2, True)
 
 
+@pytest.mark.parametrize(
+    ("effort", "block_length", "steps"),
+    [
+        ("instant", None, 4),
+        ("low", None, 8),
+        ("medium", None, 16),
+        ("high", None, 32),
+        ("instant", 4, 9),
+        ("instant", 1, 32),
+        ("low", 0, 8),
+    ],
+)
+def test_an_effort_is_a_share_of_the_length_in_steps(
+    client: TestClient,
+    generator: FakeGenerator,
+    effort: str,
+    block_length: int | None,
+    steps: int,
+):
+    diffusion = {} if block_length is None else {"block_length": block_length}
+    answer = client.post(URL, json=ASK | {"reasoning_effort": effort, "diffusion": diffusion})
+    assert answer.status_code == 200
+    assert generator.generations[0].params.steps == steps
+
+
 def test_content_parts_and_the_developer_role_are_read(
     client: TestClient, generator: FakeGenerator
 ):
@@ -168,6 +193,12 @@ BAD = [
     ({"presence_penalty": 2.5}, "presence_penalty must be in [-2, 2], got 2.5"),
     ({"frequency_penalty": "a"}, "frequency_penalty: input should be a valid number, got 'a'"),
     ({"min_p": 1.5}, "min_p must be in [0, 1], got 1.5"),
+    ({"reasoning_effort": "minimal"}, "'instant', 'low', 'medium' or 'high', got 'minimal'"),
+    (
+        {"reasoning_effort": "low", "diffusion": {"steps": 3}},
+        "reasoning_effort=low and diffusion.steps=3 contradict each other; give one",
+    ),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction is not supported yet"),
     ({"model": 5}, "model"),
 ]
 
