@@ -14,6 +14,7 @@ from diffusiongpt.server.health import health_routes
 from diffusiongpt.server.infill import infill_routes
 from diffusiongpt.server.middleware import RequestIds
 from diffusiongpt.server.models import model_routes
+from diffusiongpt.server.openapi import describe
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
 
@@ -37,4 +38,5 @@ def create_app(
     app.include_router(model_routes(generator))
     app.include_router(health_routes(generator, state))
     app.add_middleware(RequestIds)
+    describe(app)
     return app

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -19,7 +17,7 @@ def chat_routes(generator: Generator, settings: Settings, state: ServerState) ->
     """The chat route over a generator."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", openapi_extra=_body_schema())
+    @router.post("/v1/chat/completions")
     async def create_chat_completion(request: Request) -> Response:
         ask = await read_ask(request, ChatRequest, generator, settings, state)
         with refusing({"prompt": "messages", "logprobs": "top_logprobs"}):
@@ -36,9 +34,3 @@ def chat_routes(generator: Generator, settings: Settings, state: ServerState) ->
 def _message(role: str, text: str) -> dict[str, str]:
     # OpenAI's newer word for the same thing; templates know the older one.
     return {"role": "system" if role == "developer" else role, "content": text}
-
-
-def _body_schema() -> dict[str, Any]:
-    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

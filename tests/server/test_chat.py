@@ -379,12 +379,6 @@ def test_unknown_routes_and_methods_answer_in_the_same_shape(
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_the_openapi_document_describes_the_request(client: TestClient):
-    document = client.get("/openapi.json").json()
-    body = document["paths"][URL]["post"]["requestBody"]
-    assert "diffusion" in body["content"]["application/json"]["schema"]["properties"]
-
-
 def test_a_log_that_nobody_can_read_fails_no_request(
     client: TestClient, generator: FakeGenerator, monkeypatch: pytest.MonkeyPatch
 ):
