@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -180,14 +180,15 @@ async def _events(
     ask: GenerationRequest,
 ) -> AsyncIterator[dict[str, str]]:
     last: dict[int, Frame] = {}
-    async for index, frame in merge(generations):
-        if (error := _failure(frame)) is not None:
-            yield _event(error.envelope())
-            return
-        last[index] = frame
-        is_behind = generations[index].num_pending > _FRAMES_BEHIND
-        for chunk in writers[index].write(frame, is_behind=is_behind):
-            yield _event(chunk)
+    async with contextlib.aclosing(merge(generations)) as frames:
+        async for index, frame in frames:
+            if (error := _failure(frame)) is not None:
+                yield _event(error.envelope())
+                return
+            last[index] = frame
+            is_behind = generations[index].num_pending > _FRAMES_BEHIND
+            for chunk in writers[index].write(frame, is_behind=is_behind):
+                yield _event(chunk)
     if ask.include_usage:
         usage = sum_usage([last[index] for index in sorted(last)], ask.num_choices)
         yield _event(usage_chunk(head, generations[0].params, usage))
@@ -211,15 +212,16 @@ def _failure(frame: Frame) -> ApiError | None:
 class _Whole:
     """A choice as it comes together."""
 
-    ledger: Ledger
+    ledger: Ledger = field(default_factory=Ledger)
     content: str = ""
+    settled: list[SettledToken] = field(default_factory=list)
     last: Frame | None = None
-    settled: list[SettledToken] | None = None
 
     def add(self, frame: Frame) -> None:
+        """Take over what a frame brings."""
         self.content += frame.content
+        self.settled += self.ledger.take(frame)
         self.last = frame
-        self.settled = [*(self.settled or ()), *self.ledger.take(frame)]
 
 
 async def _answer(
@@ -261,13 +263,14 @@ async def _answer(
 
 async def _collect(generations: Sequence[Generation], stopwatch: Stopwatch) -> list[_Whole]:
     """All choices, complete; raises the ApiError of the first that fails."""
-    wholes = [_Whole(Ledger()) for _ in generations]
-    async for index, frame in merge(generations):
-        if (error := _failure(frame)) is not None:
-            raise error
-        if frame.content:
-            stopwatch.note_content()
-        wholes[index].add(frame)
+    wholes = [_Whole() for _ in generations]
+    async with contextlib.aclosing(merge(generations)) as frames:
+        async for index, frame in frames:
+            if (error := _failure(frame)) is not None:
+                raise error
+            if frame.content:
+                stopwatch.note_content()
+            wholes[index].add(frame)
     return wholes
 
 

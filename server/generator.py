@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from diffusiongpt.engine.canvas import Infill
@@ -70,7 +70,9 @@ def abort_all(generations: Sequence[Generation]) -> None:
         generation.abort()
 
 
-async def merge(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Frame]]:
+async def merge(
+    generations: Sequence[Generation],
+) -> AsyncGenerator[tuple[int, Frame], None]:
     """The frames of all generations, each with its generation's index, as they come.
 
     A frame is taken from its generation only when it can be handed on, so that `num_pending`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
 
@@ -52,11 +53,12 @@ class LikeliestLength:
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         frames: list[list[Frame]] = [[] for _ in self._tried]
-        async for index, frame in merge(self._tried):
-            if frame.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-                yield frame
-                return
-            frames[index].append(frame)
+        async with contextlib.aclosing(merge(self._tried)) as arriving:
+            async for index, frame in arriving:
+                if frame.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                    yield frame
+                    return
+                frames[index].append(frame)
         for frame in max(frames, key=_mean_log_prob):
             yield frame
 

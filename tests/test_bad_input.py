@@ -72,6 +72,8 @@ LONG = {
     "stop strings": ("/v1/chat/completions", {"stop": ["x"] * 150_000}),
     "prompts": ("/v1/completions", {"prompt": [[1]] * 160_000}),
     "floats": ("/v1/completions", {"prompt": [1.5] * 180_000}),
+    "text": ("/v1/completions", {"prompt": "cat " * 240_000}),
+    "text without spaces": ("/v1/completions", {"prompt": "c" * 950_000}),
     "token ids": ("/v1/completions", {"prompt": [1] * 300_000}),
     "segments": ("/v1/infill", {"segments": [{"mask": 1}] * 70_000}),
     "holes": ("/v1/infill", {"segments": [{"mask": 10**6}] * 60}),
@@ -92,9 +94,9 @@ def test_a_long_body_is_refused_at_once(client, name):
     ask = {**(GOOD if url == URL else {"model": "tiny"}), **fields}
     body = json.dumps(ask).encode()
     assert len(body) <= 1_000_000
-    begin = time.process_time()  # and not the clock on the wall: the machine may be busy
+    begin = time.process_time()  # not the clock on the wall, and with room: machines are busy
     answer = client.post(url, content=body, headers={"content-type": "application/json"})
-    assert time.process_time() - begin < 1.0
+    assert time.process_time() - begin < 2.0
     assert answer.status_code == 400, answer.text[:300]
     message = answer.json()["error"]["message"]
     assert "\n" not in message
