@@ -78,6 +78,11 @@ def refusing(names: Mapping[str, str]) -> Iterator[None]:
         raise from_engine(error, {**_NAMES, **names}) from error
 
 
+def require_text(generator: Generator) -> None:
+    """Refuse a model that knows no text: its answers would be empty; raises InvalidRequest."""
+    generator.decode(())
+
+
 def start(
     submit: Callable[[PromptT, GenerationParams], Generation],
     prompts: Sequence[PromptT],

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from diffusiongpt.engine.canvas import Hole, Infill
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
-from diffusiongpt.server.answering import read_ask, refusing, respond, start
+from diffusiongpt.server.answering import read_ask, refusing, require_text, respond, start
 from diffusiongpt.server.generator import Generator, Prompt
 from diffusiongpt.server.protocol import (
     MAX_CHOICES,
@@ -132,6 +132,7 @@ def completion_routes(generator: Generator, settings: Settings, state: ServerSta
     async def complete(request: Request, kind: type[CompletionRequest]) -> Response:
         ask = await read_ask(request, kind, generator, settings, state)
         with refusing({}):
+            require_text(generator)
             params = ask.to_params(generator.info)
             prompts = [_with_suffix(each, ask.suffix, params.max_tokens) for each in ask.prompts]
             echoes = _echoes(ask, generator)

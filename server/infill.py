@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffusiongpt.engine.canvas import Hole, Infill
-from diffusiongpt.server.answering import read_ask, refusing, respond, start
+from diffusiongpt.server.answering import read_ask, refusing, require_text, respond, start
 from diffusiongpt.server.completions import is_token_ids
 from diffusiongpt.server.generator import Generator
 from diffusiongpt.server.lengths import submit_lengths
@@ -98,6 +98,7 @@ def infill_routes(generator: Generator, settings: Settings, state: ServerState) 
     async def create_infill(request: Request) -> Response:
         ask = await read_ask(request, InfillRequest, generator, settings, state)
         with refusing({"prompt": "segments", "max_tokens": "segments"}):
+            require_text(generator)
             params = ask.to_params(generator.info)
             submit = partial(submit_lengths, generator)
             generations = start(submit, [Infill(*ask.parts)], params, ask.num_choices)

@@ -149,6 +149,21 @@ def test_holes_that_cannot_be_filled_are_refused(clients, segments, sentence):
     assert answer.json()["error"]["param"].startswith("segments")
 
 
+@pytest.mark.parametrize(
+    ("url", "fields"),
+    [("/v1/completions", {"prompt": [7, 8]}), ("/v1/infill", {"segments": [[7], {"mask": 3}]})],
+)
+def test_a_model_without_a_tokenizer_has_no_text_to_answer_with(tmp_path, url, fields):
+    write_modernbert(tmp_path, vocab_size=VOCAB_SIZE, seed=4, section=SECTION)
+    worker = EngineWorker(Engine.from_pretrained(tmp_path, name="tiny"))
+    worker.start()
+    with TestClient(create_app(worker, Settings())) as client:
+        answer = client.post(url, json={"model": "tiny", **fields})
+    worker.stop()
+    assert answer.status_code == 400
+    assert "has no tokenizer.json" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("url", ["/v1/fim/completions", "/v1/infill"])
 def test_a_model_that_does_not_see_what_follows_says_so(clients, url):
     answer = clients["blocks"].post(url, json={"model": "tiny", **ASKS[url]})
