@@ -124,6 +124,7 @@ class Request:
             prompt_length=len(self.prompt),
             seed=params.seed or 0,
             top_k=params.top_k or 0,
+            length=params.max_tokens,
             gap=params.gap or 1,
             blind=int(is_blind(self.policy)),
             adaptive=int(self.policy.adaptive),
@@ -136,6 +137,9 @@ class Request:
         return SlotReals(
             temperature=1.0 if self.params.temperature is None else self.params.temperature,
             top_p=1.0 if self.params.top_p is None else self.params.top_p,
+            min_p=self.params.min_p,
+            frequency_penalty=self.params.frequency_penalty,
+            presence_penalty=self.params.presence_penalty,
             confidence=self.policy.confidence,
             margin=self.policy.margin,
             entropy=self.policy.entropy,
@@ -195,6 +199,7 @@ def prepare_request(
 
 def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: ModelInfo) -> Request:
     _check_prompt(canvas.known, info)
+    _check_bias(params, info)
     params = fill_defaults(params, info)
     policy = _resolve_policy(params, info)
     if params.gap is not None and params.gap > MAX_GAP:
@@ -256,6 +261,15 @@ def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
             f"{info.context_length} leaves room for {room}",
             "prompt",
         )
+
+
+def _check_bias(params: GenerationParams, info: ModelInfo) -> None:
+    for token_id, _ in params.logit_bias:
+        if token_id >= info.vocab_size:
+            raise InvalidRequest(
+                f"logit_bias token ids must be in 0..{info.vocab_size - 1}, got {token_id}",
+                "logit_bias",
+            )
 
 
 def _resolve_policy(params: GenerationParams, info: ModelInfo) -> Policy:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.bias import RowBias
 from diffusiongpt.engine.randomness import gumbel
 
 # A banned token's logit: finite, because 0 * inf in the entropy would be nan.
@@ -54,6 +55,7 @@ class DrawParams:
     temperature: Tensor
     top_p: Tensor
     top_k: Tensor
+    min_p: Tensor
 
     def rows(self, start: int, stop: int) -> DrawParams:
         """The parameters of rows start..stop."""
@@ -62,6 +64,7 @@ class DrawParams:
             self.temperature[start:stop],
             self.top_p[start:stop],
             self.top_k[start:stop],
+            self.min_p[start:stop],
         )
 
 
@@ -84,9 +87,12 @@ class Head:
         self._chunk = chunk
         self._pad = pad
 
-    def statistics(self, hidden: Tensor) -> RowStatistics:
-        """Statistics of each row of `hidden` (R, H)."""
-        parts = [row_statistics(self._logits(part)) for part in torch.split(hidden, self._chunk)]
+    def statistics(self, hidden: Tensor, bias: RowBias | None = None) -> RowStatistics:
+        """Statistics of each row of `hidden` (R, H), after its bias."""
+        parts = [
+            row_statistics(self._logits(hidden[start:stop], bias and bias.rows(start, stop)))
+            for start, stop in self._chunks(len(hidden))
+        ]
         if len(parts) == 1:
             return parts[0]
         return RowStatistics(
@@ -102,18 +108,18 @@ class Head:
         params: DrawParams,
         *,
         truncate: bool,
+        bias: RowBias | None = None,
         num_top: int | None = None,
     ) -> Draws:
         """Draw a token for each row of `hidden` (R, H).
 
         Args:
-            truncate: some row has top_p or top_k.
+            truncate: some row has top_p, top_k or min_p. bias: what is added to the logits.
             num_top: hand out so many of each row's most likely tokens as well; None is none.
         """
         parts = []
-        for start in range(0, len(hidden), self._chunk):
-            stop = min(start + self._chunk, len(hidden))
-            logits = self._logits(hidden[start:stop])
+        for start, stop in self._chunks(len(hidden)):
+            logits = self._logits(hidden[start:stop], bias and bias.rows(start, stop))
             draws = draw_tokens(logits, params.rows(start, stop), truncate=truncate)
             parts.append(draws if num_top is None else with_top_tokens(draws, logits, num_top))
         if len(parts) == 1:
@@ -135,12 +141,19 @@ class Head:
             parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
         return torch.cat(parts)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _chunks(self, num_rows: int) -> list[tuple[int, int]]:
+        # One chunk even of no rows: it gives the results their types and shapes.
+        starts = range(0, max(num_rows, 1), self._chunk)
+        return [(start, min(start + self._chunk, num_rows)) for start in starts]
+
+    def _logits(self, hidden: Tensor, bias: RowBias | None = None) -> Tensor:
         num_rows = len(hidden)
         if self._pad and num_rows < self._chunk:
             padding = hidden.new_zeros(self._chunk - num_rows, hidden.shape[1])
             hidden = torch.cat([hidden, padding])
         logits = self._project(hidden)[:num_rows]
+        if bias is not None:
+            bias.add_to(logits)
         return logits.index_fill_(1, self._banned, BANNED)
 
 
@@ -166,7 +179,7 @@ def draw_tokens(logits: Tensor, params: DrawParams, *, truncate: bool) -> Draws:
     Args:
         logits: (R, V) float32, bans applied.
         params: per-row draw parameters.
-        truncate: whether any row asks for top_p or top_k (sorting is skipped otherwise).
+        truncate: whether any row asks for top_p, top_k or min_p (sorting is skipped otherwise).
     """
     # softmax(z / T) drawn by argmax(z / T + g) = argmax(z + T g): no division, and T = 0 is greedy
     noisy = logits
@@ -191,8 +204,12 @@ def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def truncated(logits: Tensor, params: DrawParams) -> Tensor:
-    """Ban what top_k and top_p leave out: the k most likely tokens, then the smallest set of
-    most likely ones that holds probability p at the row's temperature. The best always stays."""
+    """Ban what top_k, top_p and min_p leave out; the best token always stays.
+
+    What is kept: the k most likely tokens; of these the smallest set of most likely ones that
+    holds probability p at the row's temperature, and what is at least `min_p` times as probable
+    there as the best (arXiv 2407.01082).
+    """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
     beyond_k = (params.top_k[:, None] > 0) & (rank >= params.top_k[:, None])
@@ -200,5 +217,6 @@ def truncated(logits: Tensor, params: DrawParams) -> Tensor:
     tempered = (ordered / params.temperature.clamp(min=1e-6)[:, None]).softmax(dim=-1)
     before = tempered.cumsum(dim=-1) - tempered
     left_out = beyond_k | ((before >= params.top_p[:, None]) & (params.top_p[:, None] < 1.0))
+    left_out |= tempered < params.min_p[:, None] * tempered[:, :1]
     left_out[:, 0] = False
     return logits.masked_fill(torch.zeros_like(left_out).scatter_(1, order, left_out), BANNED)

@@ -203,7 +203,8 @@ class Scheduler:
     def seat(self, request: Request, text: TextCanvas | None) -> Running:
         """Give a request its slot and enter its first block."""
         canvas = request.canvas
-        slot = self.table.take(canvas, request.integers(), request.reals())
+        bias = request.params.logit_bias
+        slot = self.table.take(canvas, request.integers(), request.reals(), bias)
         running = Running(
             request=request,
             slot=slot,
@@ -306,10 +307,15 @@ def describe_batch(
         any_seeing=not all(blind),
         any_random=any(request.params.temperature != 0.0 for request in requests),
         any_truncated=any(
-            (request.params.top_p or 1.0) < 1.0 or request.params.top_k for request in requests
+            (request.params.top_p or 1.0) < 1.0 or request.params.top_k or request.params.min_p
+            for request in requests
         ),
         block_length=block_length,
         num_tokens=num_tokens,
+        num_biased=max(len(request.params.logit_bias) for request in requests),
+        num_penalized=max(
+            request.params.max_tokens if request.params.is_penalized else 0 for request in requests
+        ),
         num_top=max(
             (each.params.logprobs for each in requests if each.params.logprobs is not None),
             default=None,

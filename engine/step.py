@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.bias import BatchBias
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.commit import choose_positions, commits_due
 from diffusiongpt.engine.randomness import Purpose, counter_keys
@@ -72,7 +73,8 @@ class BatchFacts:
         width: positions of the widest block. max_gap: the largest gap.
         any_blind, any_seeing: whether some policy ranks by hitting time alone; by statistics.
         any_random: whether some slot draws with a temperature above 0.
-        any_truncated: whether some slot draws with top_p or top_k.
+        any_truncated: whether some slot draws with top_p, top_k or min_p.
+        num_biased: longest `logit_bias`. num_penalized: longest completion with a penalty.
         num_top: most likely tokens to hand out with each commit, None if nobody asks.
         block_length: of block-causal attention, or None.
         num_tokens: pad the forward to this many tokens, or 0.
@@ -86,6 +88,8 @@ class BatchFacts:
     any_truncated: bool
     block_length: int | None
     num_tokens: int
+    num_biased: int = 0
+    num_penalized: int = 0
     num_top: int | None = None
 
 
@@ -131,8 +135,10 @@ def denoise(
     if facts.any_blind:
         grid, at_least = _choose_blindly(rows, grid, at_least, time, facts.max_gap)
     hidden = _forward(model, table, windows, facts)
-    statistics = _look(head, hidden, grid, rows) if facts.any_seeing else _no_statistics(grid)
+    bias = table.bias(rows, num_biased=facts.num_biased, num_penalized=facts.num_penalized)
+    statistics = _no_statistics(grid)
     if facts.any_seeing:
+        statistics = _look(head, hidden, grid, rows, bias)
         chosen = choose_positions(
             rows.policy,
             statistics,
@@ -149,7 +155,13 @@ def denoise(
     if facts.any_random or facts.any_blind or facts.num_top is not None:
         params = _draw_params(rows, row, position)
         tokens = hidden[grid.packed[row, column]]
-        draws = head.draw(tokens, params, truncate=facts.any_truncated, num_top=facts.num_top)
+        draws = head.draw(
+            tokens,
+            params,
+            truncate=facts.any_truncated,
+            bias=bias.of(row),
+            num_top=facts.num_top,
+        )
     else:
         draws = Draws(statistics.top_id[row, column], statistics.log_top[row, column])
     slot = rows.slot[row]
@@ -247,10 +259,10 @@ def _forward(
     return model.backbone(ids[None], position_ids[None], plan)
 
 
-def _look(head: Head, hidden: Tensor, grid: Grid, rows: SlotRows) -> RowStatistics:
+def _look(head: Head, hidden: Tensor, grid: Grid, rows: SlotRows, bias: BatchBias) -> RowStatistics:
     """Statistics (A, W) of the candidates that a seeing policy ranks."""
     row, column = (grid.candidate & ~rows.blind[:, None]).nonzero(as_tuple=True)
-    seen = head.statistics(hidden[grid.packed[row, column]])
+    seen = head.statistics(hidden[grid.packed[row, column]], bias.of(row))
     statistics = _no_statistics(grid)
     statistics.log_top[row, column] = seen.log_top
     statistics.margin[row, column] = seen.margin
@@ -271,4 +283,5 @@ def _draw_params(rows: SlotRows, row: Tensor, position: Tensor) -> DrawParams:
         temperature=rows.temperature[row],
         top_p=rows.top_p[row],
         top_k=rows.top_k[row],
+        min_p=rows.min_p[row],
     )

@@ -27,7 +27,7 @@ RETRY_AFTER_SECONDS = 2
 # Where a request's scope keeps the kind of error that ended it, in its "state".
 ERROR_KIND = "error_kind"
 # pydantic puts the variant of a union into the path; clients never wrote it.
-_VARIANT = re.compile(r"str|int|bool|float|list\[.*\]|dict\[.*\]|HoleSegment")
+_VARIANT = re.compile(r"str|int|bool|float|list\[.*\]|dict\[.*\]|HoleSegment|function-.*")
 
 
 class ApiError(Exception):
@@ -123,7 +123,9 @@ def from_engine(error: Exception, names: Mapping[str, str] | None = None) -> Api
 def from_validation(error: ValidationError) -> ApiError:
     """What pydantic found, as one sentence: the deepest error, which of a union is the one of
     the variant that came closest."""
-    first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+    errors = error.errors(include_url=False)
+    # A sentence of ours says more than that a variant's type is another one.
+    first = max(errors, key=lambda each: (len(each["loc"]), each["type"] == "value_error"))
     path = (
         ".".join(str(part) for part in first["loc"] if not _VARIANT.fullmatch(str(part)))
         or "the body"

@@ -57,6 +57,10 @@ def requests(draw: st.DrawFn) -> tuple[list[int], GenerationParams]:
         temperature=draw(st.sampled_from([0.0, 0.7, 1.0])),
         top_p=draw(st.sampled_from([0.9, 1.0])),
         top_k=draw(st.sampled_from([0, 5])),
+        min_p=draw(st.sampled_from([0.0, 0.1])),
+        logit_bias=draw(st.sampled_from([(), ((3, 2.5), (4, -100.0)), ((0, 1.0),)])),
+        frequency_penalty=draw(st.sampled_from([0.0, 0.0, 0.7])),
+        presence_penalty=draw(st.sampled_from([0.0, 0.0, -1.3])),
         gap=draw(st.integers(1, 4)),
         seed=draw(st.integers(-(2**63), 2**63 - 1)),
     )

@@ -65,7 +65,9 @@ CASES = {
     "a huge integer": (sized(GOOD[:-1] + b', "max_tokens": 1' + b"0" * 4000 + b"}"), 400),
     "a huger integer": (sized(GOOD[:-1] + b', "seed": 1' + b"0" * 100_000 + b"}"), 400),
     "infinity": (sized(GOOD[:-1] + b', "temperature": Infinity}'), 400),
+    "many bad messages": (sized(json.dumps({**ASK, "messages": [5] * 200_000}).encode()), 400),
     "many stop strings": (sized(json.dumps({**ASK, "stop": ["x"] * 10_000}).encode()), 400),
+    "twice the same key": (sized(b'{"model": "fake", ' + GOOD[1:]), 400),
     "many keys": (
         sized(json.dumps({**ASK, "diffusion": {str(i): i for i in range(50_000)}}).encode()),
         400,
