@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusiongpt.server.errors import (
@@ -52,6 +53,8 @@ class Limits:
                 await exchange.end(unavailable("the server has stopped before the answer was done"))
             else:
                 await exchange.end(_timed_out(seconds))
+        except ClientDisconnect:
+            pass  # gone before its body had come: there is nobody to tell
         except Exception as error:
             await exchange.fail(error)
 

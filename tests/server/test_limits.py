@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from diffusiongpt.server.log import configure_logging
+
 from fakes import FakeGenerator, shuffled_frames
 from live import Live, head, open_request, read_all, read_answer, serving_live, wait_for
 
@@ -22,6 +24,10 @@ WATCH = {"stream": True, "diffusion": {"frames": "full"}}
 
 def connect(live: Live) -> socket.socket:
     return socket.create_connection(("127.0.0.1", live.port), timeout=10)
+
+
+def meters(live: Live) -> str:
+    return httpx.get(f"{live.url}/metrics").text
 
 
 def events_of(text: str) -> list[str]:
@@ -48,6 +54,18 @@ def test_a_body_shorter_than_it_said_is_a_408():
         assert read_answer(client)[0] == 408
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_defect(
+    capsys: pytest.CaptureFixture[str],
+):
+    configure_logging("info")
+    with serving_live(FakeGenerator()) as live:
+        with connect(live) as client:
+            client.sendall(head("content-length: 500") + b"{")
+            time.sleep(0.1)
+        assert wait_for(lambda: f'requests_total{{route="{URL}",status="0"}} 1.0' in meters(live))
+    assert "request failed" not in capsys.readouterr().err
+
+
 def test_an_answer_that_takes_too_long_is_a_504_and_its_generation_ends():
     generator = FakeGenerator(TEXT, pause=0.1)
     with serving_live(generator, request_timeout_seconds=0.5) as live:
@@ -57,7 +75,7 @@ def test_an_answer_that_takes_too_long_is_a_504_and_its_generation_ends():
         assert answer.headers["x-should-retry"] == "false"
         assert "x-request-id" in answer.headers
         assert generator.generations[0].was_aborted
-        metrics = httpx.get(f"{live.url}/metrics").text
+        metrics = meters(live)
     assert 'diffusiongpt_errors_total{kind="request_timeout"} 1.0' in metrics
 
 
@@ -86,7 +104,7 @@ def test_a_reader_that_reads_nothing_loses_its_connection_and_its_generation():
             # The connection has ended, and in the middle: what was left in it is all there is.
             assert b"[DONE]" not in read_all(client)
         assert httpx.get(f"{live.url}/health").status_code == 200
-        metrics = httpx.get(f"{live.url}/metrics").text
+        metrics = meters(live)
     assert 'diffusiongpt_errors_total{kind="slow_reader"} 1.0' in metrics
 
 
