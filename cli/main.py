@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from diffusiongpt.cli.refusal import fail
+from diffusiongpt.cli.serve import serve
 
 if TYPE_CHECKING:
     from diffusiongpt.engine.engine import Engine
@@ -49,87 +52,7 @@ MaxTokens = Annotated[int | None, typer.Option(help="Length of the answer's canv
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")]
 
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Say one sentence on standard error and exit."""
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
-
-
-@app.command()
-def serve(
-    model: Model = None,
-    name: Annotated[str | None, typer.Option(help="Public name of the model.")] = None,
-    family: Family = None,
-    dtype: DType = "auto",
-    device: Device = "cpu",
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    num_slots: Annotated[int, typer.Option(help="Requests that may run at once.")] = 32,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 4096,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait for a slot.")] = 256,
-    token_budget: Annotated[
-        int | None, typer.Option(help="Most tokens of one packed forward.")
-    ] = None,
-    deterministic: Annotated[
-        bool, typer.Option(help="Pad every forward alike: bit for bit the same in any company.")
-    ] = False,
-    compile: Annotated[
-        bool, typer.Option(help="Compile the layers at the start: slower to start, then faster.")
-    ] = False,
-    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
-    drain_seconds: Annotated[
-        int | None, typer.Option(help="How long answers may go on after a stop signal.")
-    ] = None,
-    keep_alive_seconds: Annotated[
-        int | None, typer.Option(help="Pause after which a silent stream sends a comment.")
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-) -> None:
-    """Serve a model over the OpenAI chat API."""
-    from pydantic import ValidationError
-
-    from diffusiongpt.server.log import configure_logging
-    from diffusiongpt.server.run import bind
-    from diffusiongpt.server.settings import Settings
-
-    given: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "max_body_bytes": max_body_bytes,
-        "drain_seconds": drain_seconds,
-        "keep_alive_seconds": keep_alive_seconds,
-        "log_level": log_level,
-    }
-    try:
-        settings = Settings(**{key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        fail(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}", code=2)
-    configure_logging(settings.log_level)
-    # Before the model: a port that is taken is known in a moment.
-    try:
-        listener = bind(settings)
-    except OSError as error:
-        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
-    from diffusiongpt.cli.serving import serve_engine
-
-    with listener:
-        engine = load_engine(
-            model,
-            name=name,
-            family=family,
-            dtype=dtype,
-            device=device,
-            num_slots=num_slots,
-            max_tokens=max_tokens,
-            max_waiting=max_waiting,
-            token_budget=token_budget,
-            deterministic=deterministic,
-            compile=compile,
-        )
-        if engine.tokenizer is None:
-            fail(f"{engine.info.name} has no tokenizer.json, which serving text needs")
-        serve_engine(engine, settings, listener)
+app.command()(serve)
 
 
 @app.command()

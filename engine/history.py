@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.bias import BiasList
 from diffusiongpt.engine.grid import Grid
-from diffusiongpt.engine.sampling import Boost, RowStatistics
+from diffusiongpt.engine.sampling import RowStatistics
 from diffusiongpt.engine.slots import SlotRows, SlotTable
 
 CREDIT_DECAY, CREDIT_POWER = 0.8, 0.2
@@ -51,7 +52,9 @@ def is_steady(table: SlotTable, rows: SlotRows, grid: Grid, statistics: RowStati
     return stable_for >= rows.policy.stable[:, None]
 
 
-def credit_tokens(table: SlotTable, rows: SlotRows, grid: Grid, statistics: RowStatistics) -> Boost:
+def credit_tokens(
+    table: SlotTable, rows: SlotRows, grid: Grid, statistics: RowStatistics
+) -> BiasList:
     """Credit the top token of every masked position, and what that adds to logits: (A, W, K)."""
     row, column = (grid.masked & (rows.policy.credit > 0.0)[:, None]).nonzero(as_tuple=True)
     where = rows.slot[row], grid.position[row, column]
@@ -63,4 +66,4 @@ def credit_tokens(table: SlotTable, rows: SlotRows, grid: Grid, statistics: RowS
     )
     slot = rows.slot[:, None]
     amount = rows.policy.credit[:, None, None] * table.credit[slot, grid.position].log1p()
-    return Boost(table.credit_ids[slot, grid.position], amount)
+    return BiasList(table.credit_ids[slot, grid.position], amount)

@@ -15,6 +15,8 @@ MAX_STABLE = 256
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
+MAX_BIASED = 1024
+MAX_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,13 @@ class GenerationParams:
         lookahead: masks kept visible after the block while the canvas is longer than the
             model's context (bidirectional models); None is one block.
         temperature: of the token draw; 0 takes the most likely token. Ranks are never tempered.
-        top_p, top_k: truncation of the token draw (1.0 and 0 are off).
+        top_p, top_k, min_p: truncation of the token draw (1.0, 0 and 0.0 are off). `min_p` leaves
+            out what is less than that many times as probable as the most likely token.
+        logit_bias: (token id, addend) of the logits, before anything looks at them; what the
+            model must never emit stays banned.
+        frequency_penalty, presence_penalty: what a token's logit loses for each of its
+            occurrences among the tokens that the completion holds when a step begins, and for
+            occurring at all. Tokens committed in the same step do not see each other.
         seed: 64-bit; None draws one. The same seed gives the same tokens in any company.
         threshold, factor, entropy_bound: the preset's gate, replaced.
         stable: steps in a row in which the most likely token must have been the same, 1..256.
@@ -93,6 +101,10 @@ class GenerationParams:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
     threshold: float | None = None
     factor: float | None = None
@@ -122,7 +134,10 @@ class GenerationParams:
         _check_integer("lookahead", self.lookahead, 0, None)
         _check_number("temperature", self.temperature, 0.0, 2.0)
         _check_number("top_p", self.top_p, 0.0, 1.0, above_low=True)
-        _check_integer("top_k", self.top_k, 0, None)
+        _check_integer("top_k", self.top_k, 0, MAX_TOP_K)
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_integer("seed", self.seed, SEED_MIN, SEED_MAX)
         _check_number("threshold", self.threshold, 0.0, 1.0)
         _check_number("factor", self.factor, 0.0, math.inf)
@@ -139,6 +154,7 @@ class GenerationParams:
                 f"edits must be true, false or EditParams, got {self.edits!r}", "edits"
             )
         self._check_stop()
+        self._check_bias()
 
     def _check_stop(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -152,6 +168,23 @@ class GenerationParams:
                     f"got {text if not isinstance(text, str) else text[:20]!r}",
                     "stop",
                 )
+
+    def _check_bias(self) -> None:
+        if len(self.logit_bias) > MAX_BIASED:
+            raise InvalidRequest(
+                f"logit_bias takes at most {MAX_BIASED} tokens, got {len(self.logit_bias)}",
+                "logit_bias",
+            )
+        if len({token_id for token_id, _ in self.logit_bias}) < len(self.logit_bias):
+            raise InvalidRequest("logit_bias must name each token once", "logit_bias")
+        for token_id, value in self.logit_bias:
+            _check_integer("logit_bias", token_id, 0, None)
+            _check_number("logit_bias", value, -100.0, 100.0)
+
+    @property
+    def is_penalized(self) -> bool:
+        """Whether what the completion holds changes its logits."""
+        return bool(self.frequency_penalty or self.presence_penalty)
 
     def replace(self, **changes: object) -> GenerationParams:
         """A copy with some fields changed, checked again."""

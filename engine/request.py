@@ -123,6 +123,7 @@ class Request:
             prompt_length=len(self.prompt),
             seed=params.seed or 0,
             top_k=params.top_k or 0,
+            length=params.max_tokens,
             gap=params.gap or 1,
             blind=int(policy.is_blind),
             adaptive=int(policy.adaptive),
@@ -141,6 +142,9 @@ class Request:
         return SlotReals(
             temperature=1.0 if self.params.temperature is None else self.params.temperature,
             top_p=1.0 if self.params.top_p is None else self.params.top_p,
+            min_p=self.params.min_p,
+            frequency_penalty=self.params.frequency_penalty,
+            presence_penalty=self.params.presence_penalty,
             confidence=policy.confidence,
             margin=policy.margin,
             entropy=policy.entropy,
@@ -210,6 +214,7 @@ def prepare_request(
 
 def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: ModelInfo) -> Request:
     _check_prompt(canvas.known, info)
+    _check_bias(params, info)
     params = fill_defaults(params, info)
     policy = resolve_policy(params, info)
     if params.gap is not None and params.gap > MAX_GAP:
@@ -271,6 +276,15 @@ def _check_prompt(prompt: tuple[int, ...], info: ModelInfo) -> None:
             f"{info.context_length} leaves room for {room}",
             "prompt",
         )
+
+
+def _check_bias(params: GenerationParams, info: ModelInfo) -> None:
+    for token_id, _ in params.logit_bias:
+        if token_id >= info.vocab_size:
+            raise InvalidRequest(
+                f"logit_bias token ids must be in 0..{info.vocab_size - 1}, got {token_id}",
+                "logit_bias",
+            )
 
 
 def _check_max_tokens(params: GenerationParams, info: ModelInfo) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.bias import RowBias
 from diffusiongpt.engine.randomness import gumbel
 
 # A banned token's logit: finite, because 0 * inf in the entropy would be nan.
@@ -56,6 +57,7 @@ class DrawParams:
     temperature: Tensor
     top_p: Tensor
     top_k: Tensor
+    min_p: Tensor
 
     def rows(self, start: int, stop: int) -> DrawParams:
         """The parameters of rows start..stop."""
@@ -64,23 +66,8 @@ class DrawParams:
             self.temperature[start:stop],
             self.top_p[start:stop],
             self.top_k[start:stop],
+            self.min_p[start:stop],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Boost:
-    """What is added to the logits of rows: `amount` (R, K) to those of `token_id` (R, K)."""
-
-    token_id: Tensor
-    amount: Tensor
-
-    def at(self, row: Tensor, column: Tensor) -> Boost:
-        """Of a grid of boosts (A, W, K), those of some positions."""
-        return Boost(self.token_id[row, column], self.amount[row, column])
-
-    def rows(self, start: int, stop: int) -> Boost:
-        """The boosts of rows start..stop."""
-        return Boost(self.token_id[start:stop], self.amount[start:stop])
 
 
 class Head:
@@ -113,19 +100,18 @@ class Head:
         self,
         hidden: Tensor,
         held: Tensor,
-        boost: Boost | None = None,
+        bias: RowBias | None = None,
         may_delete: Tensor | None = None,
     ) -> RowStatistics:
         """Statistics of each row of `hidden` (R, H), which holds the token ids `held` (R,).
 
         Args:
-            boost: added to the logits. may_delete: (R,) bool, rows that an edit may delete.
+            bias: what is added to the logits. may_delete: (R,) bool, rows that an edit may delete.
         """
-        parts = []
-        for start in range(0, max(len(hidden), 1), self._chunk):
-            stop = min(start + self._chunk, len(hidden))
-            logits = self._boosted(hidden, boost, may_delete, start, stop)
-            parts.append(row_statistics(logits, held[start:stop]))
+        parts = [
+            row_statistics(self._logits(hidden, start, stop, bias, may_delete), held[start:stop])
+            for start, stop in self._chunks(len(hidden))
+        ]
         if len(parts) == 1:
             return parts[0]
         return RowStatistics(
@@ -140,23 +126,22 @@ class Head:
         self,
         hidden: Tensor,
         params: DrawParams,
-        boost: Boost | None = None,
-        may_delete: Tensor | None = None,
         *,
         truncate: bool,
+        bias: RowBias | None = None,
+        may_delete: Tensor | None = None,
         num_top: int | None = None,
     ) -> Draws:
         """Draw a token for each row of `hidden` (R, H), which may be none.
 
         Args:
-            boost: added to the logits. may_delete: (R,) bool, rows that an edit may delete.
-            truncate: some row has top_p or top_k.
+            truncate: some row has top_p, top_k or min_p. bias: what is added to the logits.
+            may_delete: (R,) bool, rows that an edit may delete.
             num_top: hand out so many of each row's most likely tokens as well; None is none.
         """
         parts = []
-        for start in range(0, max(len(hidden), 1), self._chunk):
-            stop = min(start + self._chunk, len(hidden))
-            logits = self._boosted(hidden, boost, may_delete, start, stop)
+        for start, stop in self._chunks(len(hidden)):
+            logits = self._logits(hidden, start, stop, bias, may_delete)
             draws = draw_tokens(logits, params.rows(start, stop), truncate=truncate)
             parts.append(draws if num_top is None else with_top_tokens(draws, logits, num_top))
         if len(parts) == 1:
@@ -171,37 +156,37 @@ class Head:
     def log_prob(self, hidden: Tensor, token_id: Tensor) -> Tensor:
         """Log-probability (R,) of a given token at each row of `hidden` (R, H), bans applied."""
         parts = []
-        for part, wanted in zip(
-            torch.split(hidden, self._chunk), torch.split(token_id, self._chunk), strict=True
-        ):
-            logits = self._logits(part)
-            parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
+        for start, stop in self._chunks(len(hidden)):
+            logits = self._logits(hidden, start, stop)
+            wanted = token_id[start:stop, None]
+            parts.append(logits.gather(1, wanted)[:, 0] - logits.logsumexp(dim=-1))
         return torch.cat(parts)
 
-    def _boosted(
+    def _chunks(self, num_rows: int) -> list[tuple[int, int]]:
+        # One chunk even of no rows: it gives the results their types and shapes.
+        starts = range(0, max(num_rows, 1), self._chunk)
+        return [(start, min(start + self._chunk, num_rows)) for start in starts]
+
+    def _logits(
         self,
         hidden: Tensor,
-        boost: Boost | None,
-        may_delete: Tensor | None,
         start: int,
         stop: int,
+        bias: RowBias | None = None,
+        may_delete: Tensor | None = None,
     ) -> Tensor:
-        some_delete = None if may_delete is None else may_delete[start:stop]
-        logits = self._logits(hidden[start:stop], some_delete)
-        if boost is None:
-            return logits
-        some = boost.rows(start, stop)
-        return logits.scatter_add_(1, some.token_id, some.amount)
-
-    def _logits(self, hidden: Tensor, may_delete: Tensor | None = None) -> Tensor:
+        """Logits (stop - start, V) of some rows of `hidden`, their bias added, bans applied."""
+        hidden = hidden[start:stop]
         num_rows = len(hidden)
         if self._pad and num_rows < self._chunk:
             padding = hidden.new_zeros(self._chunk - num_rows, hidden.shape[1])
             hidden = torch.cat([hidden, padding])
         logits = self._project(hidden)[:num_rows]
+        if bias is not None:
+            bias.rows(start, stop).add_to(logits)
         if may_delete is None or self._delete is None:
             return logits.index_fill_(1, self._banned, BANNED)
-        deletion = logits[:, self._delete].masked_fill(~may_delete, BANNED)
+        deletion = logits[:, self._delete].masked_fill(~may_delete[start:stop], BANNED)
         logits.index_fill_(1, self._banned, BANNED)
         logits[:, self._delete] = deletion
         return logits
@@ -231,7 +216,7 @@ def draw_tokens(logits: Tensor, params: DrawParams, *, truncate: bool) -> Draws:
     Args:
         logits: (R, V) float32, bans applied.
         params: per-row draw parameters.
-        truncate: whether any row asks for top_p or top_k (sorting is skipped otherwise).
+        truncate: whether any row asks for top_p, top_k or min_p (sorting is skipped otherwise).
     """
     # softmax(z / T) drawn by argmax(z / T + g) = argmax(z + T g): no division, and T = 0 is greedy
     noisy = logits
@@ -256,8 +241,12 @@ def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def truncated(logits: Tensor, params: DrawParams) -> Tensor:
-    """Ban what top_k and top_p leave out: the k most likely tokens, then the smallest set of
-    most likely ones that holds probability p at the row's temperature. The best always stays."""
+    """Ban what top_k, top_p and min_p leave out; the best token always stays.
+
+    What is kept: the k most likely tokens; of these the smallest set of most likely ones that
+    holds probability p at the row's temperature, and what is at least `min_p` times as probable
+    there as the best (arXiv 2407.01082).
+    """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
     beyond_k = (params.top_k[:, None] > 0) & (rank >= params.top_k[:, None])
@@ -265,5 +254,6 @@ def truncated(logits: Tensor, params: DrawParams) -> Tensor:
     tempered = (ordered / params.temperature.clamp(min=1e-6)[:, None]).softmax(dim=-1)
     before = tempered.cumsum(dim=-1) - tempered
     left_out = beyond_k | ((before >= params.top_p[:, None]) & (params.top_p[:, None] < 1.0))
+    left_out |= tempered < params.min_p[:, None] * tempered[:, :1]
     left_out[:, 0] = False
     return logits.masked_fill(torch.zeros_like(left_out).scatter_(1, order, left_out), BANNED)

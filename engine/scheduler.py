@@ -227,7 +227,8 @@ class Scheduler:
     def seat(self, request: Request, text: TextCanvas | None) -> Running:
         """Give a request its slot and enter its first block."""
         canvas = request.canvas
-        slot = self.table.take(canvas, request.integers(), request.reals())
+        bias = request.params.logit_bias
+        slot = self.table.take(canvas, request.integers(), request.reals(), bias)
         running = Running(
             request=request,
             slot=slot,
@@ -340,10 +341,15 @@ def describe_batch(
         any_revising=any(policy.revises for policy in policies),
         any_random=any(request.params.temperature != 0.0 for request in requests),
         any_truncated=any(
-            (request.params.top_p or 1.0) < 1.0 or request.params.top_k for request in requests
+            (request.params.top_p or 1.0) < 1.0 or request.params.top_k or request.params.min_p
+            for request in requests
         ),
         block_length=block_length,
         num_tokens=num_tokens,
+        num_biased=max(len(request.params.logit_bias) for request in requests),
+        num_penalized=max(
+            request.params.max_tokens if request.params.is_penalized else 0 for request in requests
+        ),
         num_top=max(
             (each.params.logprobs for each in requests if each.params.logprobs is not None),
             default=None,

@@ -3,7 +3,7 @@
 All that a denoising step reads or writes lives here, on the device, so that slots with other
 lengths, steps, policies, temperatures and seeds go through the same tensor program.
 
-Legend: S slots, C positions of the longest canvas, A slots of one batch.
+Legend: S slots, C positions of the longest canvas, A slots of one batch, B biases of a slot.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.bias import BatchBias, BiasList, penalties
 from diffusiongpt.engine.canvas import Canvas
 from diffusiongpt.engine.commit import PolicyRows
+from diffusiongpt.engine.params import MAX_BIASED
 from diffusiongpt.engine.policies import MAX_ROUNDS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 from diffusiongpt.engine.revise import RevisionRows
@@ -25,12 +27,13 @@ from diffusiongpt.engine.revise import RevisionRows
 class SlotIntegers:
     """The whole numbers of a slot, in the order of their columns.
 
-    `step` counts the current block's denoising steps and `steps` is its budget; `round` counts
-    how often the block was looked at again when it was full; `block_start` and `block_end` are
-    canvas positions; those in `_FLAGS` are 0 or 1.
+    `length` is the completion's; `step` counts the current block's denoising steps and `steps` is
+    its budget; `round` counts how often the block was looked at again when it was full;
+    `block_start` and `block_end` are canvas positions; those in `_FLAGS` are 0 or 1.
     """
 
     prompt_length: int
+    length: int
     seed: int
     top_k: int
     gap: int
@@ -56,6 +59,9 @@ class SlotReals:
 
     temperature: float
     top_p: float
+    min_p: float
+    frequency_penalty: float
+    presence_penalty: float
     confidence: float
     margin: float
     entropy: float
@@ -89,6 +95,7 @@ class SlotRows:
 
     slot: Tensor
     prompt_length: Tensor
+    length: Tensor
     seed: Tensor
     top_k: Tensor
     blind: Tensor
@@ -100,6 +107,9 @@ class SlotRows:
     round: Tensor
     temperature: Tensor
     top_p: Tensor
+    min_p: Tensor
+    frequency_penalty: Tensor
+    presence_penalty: Tensor
     policy: PolicyRows
     revision: RevisionRows
 
@@ -127,6 +137,9 @@ class SlotTable:
         self.confidence = torch.zeros(shape, dtype=torch.float32, device=device)  # (S, C) at commit
         self.visit = torch.zeros(shape, dtype=torch.long, device=device)  # (S, C) times remasked
         self.seen = torch.zeros(num_slots, MAX_ROUNDS + 1, dtype=torch.long, device=device)
+        biases = (num_slots, MAX_BIASED)
+        self.bias_ids = torch.zeros(biases, dtype=torch.long, device=device)  # (S, B)
+        self.bias_values = torch.zeros(biases, dtype=torch.float32, device=device)  # (S, B)
         self.integers = torch.zeros(num_slots, len(_INTEGERS), dtype=torch.long, device=device)
         self.reals = torch.zeros(num_slots, len(_REALS), dtype=torch.float32, device=device)
 
@@ -135,8 +148,18 @@ class SlotTable:
         """Slots that hold no request."""
         return len(self._free)
 
-    def take(self, canvas: Canvas, integers: SlotIntegers, reals: SlotReals) -> int:
-        """Seat a request: what is given of its canvas, and masks. Returns the slot."""
+    def take(
+        self,
+        canvas: Canvas,
+        integers: SlotIntegers,
+        reals: SlotReals,
+        bias: Sequence[tuple[int, float]] = (),
+    ) -> int:
+        """Seat a request: what is given of its canvas, and masks. Returns the slot.
+
+        Args:
+            bias: token ids and what is added to their logits.
+        """
         slot = self._free.pop()
         device = self.ids.device
         length = len(canvas.region)
@@ -155,10 +178,19 @@ class SlotTable:
         self.credit[slot].fill_(0.0)
         self.integers[slot] = torch.tensor(_values(integers), dtype=torch.long, device=device)
         self.reals[slot] = torch.tensor(_values(reals), dtype=torch.float32, device=device)
+        self._set_bias(slot, bias)
         positions = torch.arange(length, device=device)
         seed = self.integers[slot, _INTEGERS["seed"]]
         self.hitting[slot, start:end] = uniform(counter_keys(seed, Purpose.ORDER, positions))
         return slot
+
+    def _set_bias(self, slot: int, bias: Sequence[tuple[int, float]]) -> None:
+        self.bias_ids[slot].fill_(0)
+        self.bias_values[slot].fill_(0.0)
+        if bias:
+            ids, values = zip(*bias, strict=True)
+            self.bias_ids[slot, : len(bias)] = self.bias_ids.new_tensor(ids)
+            self.bias_values[slot, : len(bias)] = self.bias_values.new_tensor(values)
 
     def give_back(self, slot: int) -> None:
         """Free a slot; its buffers are cleared when it is taken again."""
@@ -204,6 +236,27 @@ class SlotTable:
             revision=RevisionRows(**_pick(RevisionRows, columns)),
             **_pick(SlotRows, columns),
         )
+
+    def bias(self, rows: SlotRows, *, num_biased: int, num_penalized: int) -> BatchBias:
+        """What the slots of a batch add to their logits, as their canvases stand.
+
+        Args:
+            num_biased: ids of the longest list of biases. num_penalized: positions of the
+                longest completion with a penalty. Where one is 0 nobody asks for it.
+        """
+        lists = []
+        if num_biased:
+            ids = self.bias_ids[rows.slot, :num_biased]
+            lists.append(BiasList(ids, self.bias_values[rows.slot, :num_biased]))
+        if num_penalized:
+            offset = torch.arange(num_penalized, device=self.ids.device)
+            inside = offset < rows.length[:, None]
+            position = (rows.prompt_length[:, None] + offset).clamp(max=self.canvas_capacity - 1)
+            slot = rows.slot[:, None]
+            held = inside & ~self.masked[slot, position]
+            ids = self.ids[slot, position]
+            lists.append(penalties(ids, held, rows.frequency_penalty, rows.presence_penalty))
+        return BatchBias(tuple(lists))
 
 
 def _pick(record: type, columns: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.bias import BatchBias
 from diffusiongpt.engine.commit import choose_positions, commits_due
 from diffusiongpt.engine.grid import (
     Grid,
@@ -36,7 +37,7 @@ from diffusiongpt.engine.revise import (
     toss_remasks,
     was_seen,
 )
-from diffusiongpt.engine.sampling import Boost, DrawParams, Draws, Head, RowStatistics
+from diffusiongpt.engine.sampling import DrawParams, Draws, Head, RowStatistics
 from diffusiongpt.engine.slots import SlotRows, SlotTable
 
 # Padding of a fixed-size forward goes in short segments: attention is quadratic in a segment.
@@ -68,7 +69,8 @@ class BatchFacts:
         any_tossing, any_revising: whether some policy decides by coins of every step; whether
             some revises what is filled.
         any_random: whether some slot draws with a temperature above 0.
-        any_truncated: whether some slot draws with top_p or top_k.
+        any_truncated: whether some slot draws with top_p, top_k or min_p.
+        num_biased: longest `logit_bias`. num_penalized: longest completion with a penalty.
         num_top: most likely tokens to hand out with each commit, None if nobody asks.
         block_length: of block-causal attention, or None.
         num_tokens: pad the forward to this many tokens, or 0.
@@ -86,6 +88,8 @@ class BatchFacts:
     any_truncated: bool
     block_length: int | None
     num_tokens: int
+    num_biased: int = 0
+    num_penalized: int = 0
     num_top: int | None = None
 
 
@@ -124,11 +128,13 @@ def denoise(
     if facts.any_blind:
         grid, at_least = _choose_blindly(rows, grid, at_least, time, facts.max_gap)
     hidden = _forward(model, table, windows, facts)
-    statistics = _look(head, hidden, grid, rows) if facts.any_seeing else _no_statistics(grid)
-    boost = None
+    bias = table.bias(rows, num_biased=facts.num_biased, num_penalized=facts.num_penalized)
+    statistics = _no_statistics(grid)
+    if facts.any_seeing:
+        statistics = _look(head, hidden, grid, rows, bias)
     if facts.any_credit:
-        boost = credit_tokens(table, rows, grid, statistics)
-        statistics = _look(head, hidden, grid, rows, boost)
+        bias = replace(bias, of_positions=credit_tokens(table, rows, grid, statistics))
+        statistics = _look(head, hidden, grid, rows, bias)
     chosen = grid.candidate
     if facts.any_seeing:
         steady = is_steady(table, rows, grid, statistics) if facts.any_steady else None
@@ -142,9 +148,14 @@ def denoise(
     if facts.any_random or facts.any_blind or facts.num_top is not None:
         params = _draw_params(table, rows, row, position, is_edit)
         tokens = hidden[grid.packed[row, column]]
-        raised = None if boost is None else boost.at(row, column)
-        truncate, num_top = facts.any_truncated, facts.num_top
-        draws = head.draw(tokens, params, raised, is_edit, truncate=truncate, num_top=num_top)
+        draws = head.draw(
+            tokens,
+            params,
+            truncate=facts.any_truncated,
+            bias=bias.at(row, column),
+            may_delete=is_edit,
+            num_top=facts.num_top,
+        )
     else:
         draws = Draws(statistics.top_id[row, column], statistics.log_top[row, column])
     confidence = draws.log_prob.exp()
@@ -209,18 +220,18 @@ def _forward(
     return model.backbone(ids[None], position_ids[None], plan)
 
 
-def _look(
-    head: Head, hidden: Tensor, grid: Grid, rows: SlotRows, boost: Boost | None = None
-) -> RowStatistics:
+def _look(head: Head, hidden: Tensor, grid: Grid, rows: SlotRows, bias: BatchBias) -> RowStatistics:
     """Statistics (A, W) of the candidates that a seeing policy ranks, and of what is filled
     where a policy looks back."""
     wanted = grid.candidate & ~rows.blind[:, None] | grid.filled & rows.looks_back[:, None]
     row, column = wanted.nonzero(as_tuple=True)
-    raised = None if boost is None else boost.at(row, column)
     edits = rows.revision.log_edit_threshold < torch.inf
     may_delete = grid.filled[row, column] & edits[row]
     seen = head.statistics(
-        hidden[grid.packed[row, column]], grid.held[row, column], raised, may_delete
+        hidden[grid.packed[row, column]],
+        grid.held[row, column],
+        bias.at(row, column),
+        may_delete,
     )
     statistics = _no_statistics(grid)
     statistics.log_top[row, column] = seen.log_top
@@ -270,6 +281,7 @@ def _draw_params(
         temperature=rows.temperature[row].masked_fill(is_edit, 0.0),
         top_p=rows.top_p[row],
         top_k=rows.top_k[row],
+        min_p=rows.min_p[row],
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from diffusiongpt.engine.completion import Prompt
@@ -17,6 +18,7 @@ from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import EngineFailure, QueueFull
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.observer import Observer
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.request import Request
 
@@ -27,6 +29,7 @@ class Generation:
     def __init__(self, request: Request, abort: Callable[[str], None]) -> None:
         self.request = request
         self.request_id = request.request_id
+        self.submitted_at = time.monotonic()
         self._abort = abort
         self._loop = asyncio.get_running_loop()
         # Bounded by nature: a completion has at most one frame per forward, and one to begin.
@@ -73,6 +76,7 @@ class EngineWorker:
         self._engine = engine
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._generations: dict[str, Generation] = {}
+        self._observers: list[Observer] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
         self._crash: str | None = None
@@ -92,6 +96,11 @@ class EngineWorker:
         return None
 
     @property
+    def num_slots(self) -> int:
+        """Requests that can hold a slot at once."""
+        return self._engine.config.num_slots
+
+    @property
     def num_running(self) -> int:
         """Requests that hold a slot."""
         return self._engine.num_running
@@ -100,6 +109,10 @@ class EngineWorker:
     def num_waiting(self) -> int:
         """Requests that wait for a slot."""
         return max(len(self._generations) - self._engine.num_running, 0)
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every frame from now on."""
+        self._observers.append(observer)
 
     def start(self) -> None:
         """Start the thread."""
@@ -173,6 +186,8 @@ class EngineWorker:
             generation = self._generations.get(frame.request_id)
             if generation is None:
                 continue
+            for observer in self._observers:
+                observer.note_frame(frame, time.monotonic() - generation.submitted_at)
             by_loop.setdefault(generation.loop, []).append((generation, frame))
             if frame.finish_reason is not None:
                 del self._generations[frame.request_id]

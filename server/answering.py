@@ -7,8 +7,8 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -27,15 +27,15 @@ from diffusiongpt.server.errors import (
     engine_error,
     from_engine,
     from_validation,
+    invalid,
     unavailable,
 )
-from diffusiongpt.server.generator import Generation, Generator, Prompt
+from diffusiongpt.server.generator import Generation, Generator, abort_all, merge
 from diffusiongpt.server.logprobs import Ledger, SettledToken
-from diffusiongpt.server.models import check_model
+from diffusiongpt.server.models import Models
 from diffusiongpt.server.protocol import GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import Shape
-from diffusiongpt.server.state import ServerState
 from diffusiongpt.server.streaming import AnswerHead, ChunkWriter, StreamStyle, usage_chunk
 from diffusiongpt.server.usage import Stopwatch, sum_usage, summary, usage_of
 
@@ -48,24 +48,25 @@ _NAMES = {
 }
 
 Ask = TypeVar("Ask", bound=GenerationRequest)
+PromptT = TypeVar("PromptT")
 
 
 async def read_ask(
-    request: Request,
-    kind: type[Ask],
-    generator: Generator,
-    settings: Settings,
-    state: ServerState,
-) -> Ask:
-    """The checked body of a request for a model that is served; raises ApiError."""
+    request: Request, kind: type[Ask], models: Models, settings: Settings
+) -> tuple[Ask, Generator]:
+    """The checked body of a request, and the model that it names; raises ApiError."""
     body = await read_json(request, settings.max_body_bytes)
     try:
         ask = kind.model_validate(body)
     except ValidationError as error:
         raise from_validation(error) from error
-    check_model(ask.model, generator.info)
-    state.refuse_while_draining()
-    return ask
+    if ask.num_choices > settings.max_choices:
+        raise invalid(
+            f"this server answers a request at most {settings.max_choices} times, "
+            f"got n={ask.num_choices}",
+            "n",
+        )
+    return ask, models.choose(ask.model)
 
 
 @contextlib.contextmanager
@@ -77,8 +78,16 @@ def refusing(names: Mapping[str, str]) -> Iterator[None]:
         raise from_engine(error, {**_NAMES, **names}) from error
 
 
+def require_text(generator: Generator) -> None:
+    """Refuse a model that knows no text: its answers would be empty; raises InvalidRequest."""
+    generator.decode(())
+
+
 def start(
-    generator: Generator, prompts: Sequence[Prompt], params: GenerationParams, num_choices: int
+    submit: Callable[[PromptT, GenerationParams], Generation],
+    prompts: Sequence[PromptT],
+    params: GenerationParams,
+    num_choices: int,
 ) -> list[Generation]:
     """Start `num_choices` generations of every prompt, prompt after prompt, or none at all.
 
@@ -89,17 +98,11 @@ def start(
         for index, prompt in enumerate(each for each in prompts for _ in range(num_choices)):
             first = generations[0].params.seed if generations else params.seed
             seed = seeds_of(first, index + 1)[index]
-            generations.append(generator.submit(prompt, params.replace(seed=seed)))
+            generations.append(submit(prompt, params.replace(seed=seed)))
     except EngineError:
         abort_all(generations)
         raise
     return generations
-
-
-def abort_all(generations: Sequence[Generation]) -> None:
-    """End whatever still runs."""
-    for generation in generations:
-        generation.abort()
 
 
 async def respond(
@@ -182,14 +185,15 @@ async def _events(
     ask: GenerationRequest,
 ) -> AsyncIterator[dict[str, str]]:
     last: dict[int, Frame] = {}
-    async for index, frame in merge(generations):
-        if (error := _failure(frame)) is not None:
-            yield _event(error.envelope())
-            return
-        last[index] = frame
-        is_behind = generations[index].num_pending > _FRAMES_BEHIND
-        for chunk in writers[index].write(frame, is_behind=is_behind):
-            yield _event(chunk)
+    async with contextlib.aclosing(merge(generations)) as frames:
+        async for index, frame in frames:
+            if (error := _failure(frame)) is not None:
+                yield _event(error.envelope())
+                return
+            last[index] = frame
+            is_behind = generations[index].num_pending > _FRAMES_BEHIND
+            for chunk in writers[index].write(frame, is_behind=is_behind):
+                yield _event(chunk)
     if ask.include_usage:
         usage = sum_usage([last[index] for index in sorted(last)], ask.num_choices)
         yield _event(usage_chunk(head, generations[0].params, usage))
@@ -198,35 +202,6 @@ async def _events(
 
 def _event(value: object) -> dict[str, str]:
     return {"data": json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
-
-
-async def merge(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Frame]]:
-    """The frames of all generations, each with its generation's index, as they come.
-
-    A frame is taken from its generation only when it can be handed on, so that `num_pending`
-    goes on saying how far a reader is behind.
-    """
-    if len(generations) == 1:
-        async for frame in generations[0]:
-            yield 0, frame
-        return
-    iterators = [aiter(generation) for generation in generations]
-    reading = {asyncio.ensure_future(_next(each)): i for i, each in enumerate(iterators)}
-    try:
-        while reading:
-            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: reading[task]):
-                index = reading.pop(task)
-                if (came := task.result()) is not None:
-                    yield index, came
-                    reading[asyncio.ensure_future(_next(iterators[index]))] = index
-    finally:
-        for task in reading:
-            task.cancel()
-
-
-async def _next(frames: AsyncIterator[Frame]) -> Frame | None:
-    return await anext(frames, None)
 
 
 def _failure(frame: Frame) -> ApiError | None:
@@ -242,15 +217,16 @@ def _failure(frame: Frame) -> ApiError | None:
 class _Whole:
     """A choice as it comes together."""
 
-    ledger: Ledger
+    ledger: Ledger = field(default_factory=Ledger)
     content: str = ""
+    settled: list[SettledToken] = field(default_factory=list)
     last: Frame | None = None
-    settled: list[SettledToken] | None = None
 
     def add(self, frame: Frame) -> None:
+        """Take over what a frame brings."""
         self.content += frame.content
+        self.settled += self.ledger.take(frame)
         self.last = frame
-        self.settled = [*(self.settled or ()), *self.ledger.take(frame)]
 
 
 async def _answer(
@@ -292,13 +268,14 @@ async def _answer(
 
 async def _collect(generations: Sequence[Generation], stopwatch: Stopwatch) -> list[_Whole]:
     """All choices, complete; raises the ApiError of the first that fails."""
-    wholes = [_Whole(Ledger()) for _ in generations]
-    async for index, frame in merge(generations):
-        if (error := _failure(frame)) is not None:
-            raise error
-        if frame.content:
-            stopwatch.note_content()
-        wholes[index].add(frame)
+    wholes = [_Whole() for _ in generations]
+    async with contextlib.aclosing(merge(generations)) as frames:
+        async for index, frame in frames:
+            if (error := _failure(frame)) is not None:
+                raise error
+            if frame.content:
+                stopwatch.note_content()
+            wholes[index].add(frame)
     return wholes
 
 

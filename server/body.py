@@ -16,7 +16,12 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     if kind != "application/json":
         raise ApiError(415, f"content-type must be application/json, got {kind or 'none'!r}")
     try:
-        value = json.loads(await _read(request, limit), parse_constant=_refuse_constant)
+        value = json.loads(
+            # Bytes would be taken for UTF-16 or UTF-32 where they look like it.
+            (await _read(request, limit)).decode(),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_refuse_twins,
+        )
         # Lone surrogates pass the parser and could not be sent or encoded afterwards.
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
@@ -41,6 +46,15 @@ async def _read(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise too_large
     return bytes(body)
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for name, each in pairs:
+        if name in value:
+            raise ValueError(f"an object gives {name[:80]!r} twice")
+        value[name] = each
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

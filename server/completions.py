@@ -10,12 +10,18 @@ from pydantic import Field, field_validator, model_validator
 
 from diffusiongpt.engine.canvas import Hole, Infill
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
-from diffusiongpt.server.answering import read_ask, refusing, respond, start
+from diffusiongpt.server.answering import read_ask, refusing, require_text, respond, start
 from diffusiongpt.server.generator import Generator, Prompt
-from diffusiongpt.server.protocol import MAX_CHOICES, FieldError, GenerationRequest, show
+from diffusiongpt.server.models import Models
+from diffusiongpt.server.protocol import (
+    MAX_CHOICES,
+    FieldError,
+    GenerationRequest,
+    Quickly,
+    show,
+)
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import TextShape
-from diffusiongpt.server.state import ServerState
 
 # OpenAI's, and what its clients count on.
 DEFAULT_MAX_TOKENS = 16
@@ -24,14 +30,9 @@ DEFAULT_MAX_TOKENS = 16
 class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
-    _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "logit_bias": (None, {}),
-        "frequency_penalty": (None, 0),
-        "presence_penalty": (None, 0),
-    }
-
     prompt: Annotated[
-        str | list[str] | list[int] | list[list[int]], Field(union_mode="left_to_right")
+        str | Quickly[str] | Quickly[int] | Quickly[Quickly[int]],
+        Field(union_mode="left_to_right"),
     ] = Field(description="a text, token ids, or a list of one or the other")
     suffix: str | None = Field(None, description="a text after the answer (bidirectional models)")
     max_tokens: int | None = Field(None, description="length of the answer's canvas")
@@ -46,6 +47,8 @@ class CompletionRequest(GenerationRequest):
     @classmethod
     def _one_kind(cls, prompt: Any) -> Any:
         """Say what a prompt may be, and not what each variant of it misses."""
+        if isinstance(prompt, list) and len(prompt) > MAX_CHOICES and not is_token_ids(prompt):
+            raise ValueError(f"prompt takes at most {MAX_CHOICES} prompts, got {len(prompt)}")
         if not _is_prompt(prompt):
             raise ValueError(
                 "prompt must be a text, a list of texts, token ids or a list of lists of token "
@@ -98,10 +101,7 @@ class CompletionRequest(GenerationRequest):
 class FimRequest(CompletionRequest):
     """The body of POST /v1/fim/completions, as Mercury has it."""
 
-    _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **CompletionRequest._UNSUPPORTED,
-        "repetition_penalty": (None, 1),
-    }
+    _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"repetition_penalty": (None, 1)}
 
     prompt: str = Field(description="the text before the answer")
 
@@ -117,24 +117,26 @@ def is_token_ids(value: Any) -> bool:
 
 
 def _is_prompt(value: Any) -> bool:
+    """Whether a value is one prompt, or several of a kind."""
     if isinstance(value, str) or is_token_ids(value):
         return True
-    return isinstance(value, list) and (
-        all(isinstance(each, str) for each in value) or all(map(is_token_ids, value))
-    )
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(each, str) for each in value) or all(map(is_token_ids, value))
 
 
-def completion_routes(generator: Generator, settings: Settings, state: ServerState) -> APIRouter:
-    """The routes of text completions over a generator."""
+def completion_routes(models: Models, settings: Settings) -> APIRouter:
+    """The routes of text completions over all models."""
     router = APIRouter()
 
     async def complete(request: Request, kind: type[CompletionRequest]) -> Response:
-        ask = await read_ask(request, kind, generator, settings, state)
+        ask, generator = await read_ask(request, kind, models, settings)
         with refusing({}):
+            require_text(generator)
             params = ask.to_params(generator.info)
             prompts = [_with_suffix(each, ask.suffix, params.max_tokens) for each in ask.prompts]
             echoes = _echoes(ask, generator)
-            generations = start(generator, prompts, params, ask.num_choices)
+            generations = start(generator.submit, prompts, params, ask.num_choices)
         shape = TextShape(echoes)
         return await respond(request, ask, generations, shape, generator.info, settings)
 

@@ -5,6 +5,7 @@ Every refusal is one sentence. What the engine raises is translated here and now
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from diffusiongpt.engine.errors import (
     ContextLengthExceeded,
@@ -19,12 +21,13 @@ from diffusiongpt.engine.errors import (
     InvalidRequest,
     QueueFull,
 )
-from diffusiongpt.server.log import logger
 from diffusiongpt.server.protocol import FieldError, show
 
 RETRY_AFTER_SECONDS = 2
+# Where a request's scope keeps the kind of error that ended it, in its "state".
+ERROR_KIND = "error_kind"
 # pydantic puts the variant of a union into the path; clients never wrote it.
-_VARIANT = re.compile(r"str|int|bool|float|list\[.*\]|dict\[.*\]|HoleSegment")
+_VARIANT = re.compile(r"str|int|bool|float|list\[.*\]|dict\[.*\]|HoleSegment|function-.*")
 
 
 class ApiError(Exception):
@@ -47,6 +50,11 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+
+    @property
+    def kind(self) -> str:
+        """What errors are counted by: the code, or the type of those without one."""
+        return self.code or self.type
 
     def envelope(self) -> dict[str, object]:
         """The JSON body."""
@@ -76,6 +84,20 @@ def unavailable(message: str) -> ApiError:
     )
 
 
+def too_many(message: str, code: str) -> ApiError:
+    """A 429: the same request may be honoured in a moment."""
+    retry = {
+        "Retry-After": str(RETRY_AFTER_SECONDS),
+        "retry-after-ms": str(RETRY_AFTER_SECONDS * 1000),
+    }
+    return ApiError(429, message, type="rate_limit_error", code=code, headers=retry)
+
+
+def server_error() -> ApiError:
+    """A 500 for a defect of ours; only the log says more."""
+    return ApiError(500, "the server failed on this request; its log says why", type="server_error")
+
+
 def engine_error(message: str) -> ApiError:
     """A 500: the engine failed in the middle of an answer."""
     return ApiError(500, message, type="server_error", code="engine_error")
@@ -92,11 +114,7 @@ def from_engine(error: Exception, names: Mapping[str, str] | None = None) -> Api
         code = "context_length_exceeded" if isinstance(error, ContextLengthExceeded) else None
         return invalid(str(error), param, code)
     if isinstance(error, QueueFull):
-        retry = {
-            "Retry-After": str(RETRY_AFTER_SECONDS),
-            "retry-after-ms": str(RETRY_AFTER_SECONDS * 1000),
-        }
-        return ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers=retry)
+        return too_many(str(error), "queue_full")
     if isinstance(error, EngineFailure):
         return unavailable(str(error))
     raise error
@@ -105,7 +123,9 @@ def from_engine(error: Exception, names: Mapping[str, str] | None = None) -> Api
 def from_validation(error: ValidationError) -> ApiError:
     """What pydantic found, as one sentence: the deepest error, which of a union is the one of
     the variant that came closest."""
-    first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+    errors = error.errors(include_url=False)
+    # A sentence of ours says more than that a variant's type is another one.
+    first = max(errors, key=lambda each: (len(each["loc"]), each["type"] == "value_error"))
     path = (
         ".".join(str(part) for part in first["loc"] if not _VARIANT.fullmatch(str(part)))
         or "the body"
@@ -122,26 +142,30 @@ def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
+def error_response(error: ApiError, scope: Scope) -> JSONResponse:
+    """The envelope as an answer; notes its kind for whoever counts errors."""
+    scope.setdefault("state", {})[ERROR_KIND] = error.kind
+    return JSONResponse(error.envelope(), error.status, headers=error.headers)
+
+
+def error_event(error: ApiError) -> bytes:
+    """The envelope as an event of a stream that has begun."""
+    return f"data: {json.dumps(error.envelope(), ensure_ascii=False)}\n\n".encode()
+
+
 def install_error_handlers(app: FastAPI) -> None:
-    """Let every error of every route leave as an OpenAI envelope."""
+    """Let every refusal of every route leave as an OpenAI envelope."""
 
-    async def refuse(_: Request, error: Exception) -> JSONResponse:
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        return JSONResponse(error.envelope(), error.status, headers=error.headers)
+        return error_response(error, request.scope)
 
-    async def refuse_route(_: Request, error: Exception) -> JSONResponse:
+    async def refuse_route(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        answer = ApiError(error.status_code, str(error.detail), code=code)
-        return JSONResponse(answer.envelope(), error.status_code, headers=error.headers)
-
-    async def confess(request: Request, error: Exception) -> JSONResponse:
-        logger.exception("request failed", path=request.url.path, exc_info=error)
-        answer = ApiError(
-            500, "the server failed on this request; its log says why", type="server_error"
-        )
-        return JSONResponse(answer.envelope(), 500)
+        headers = dict(error.headers or {})
+        answer = ApiError(error.status_code, str(error.detail), code=code, headers=headers)
+        return error_response(answer, request.scope)
 
     app.add_exception_handler(ApiError, refuse)
     app.add_exception_handler(HTTPException, refuse_route)
-    app.add_exception_handler(Exception, confess)

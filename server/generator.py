@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from diffusiongpt.engine.canvas import Infill
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.observer import Observer
 from diffusiongpt.engine.params import GenerationParams
 
 Prompt = str | Sequence[int] | Infill
@@ -45,10 +47,17 @@ class Generator(Protocol):
         ...
 
     @property
+    def num_slots(self) -> int: ...
+
+    @property
     def num_running(self) -> int: ...
 
     @property
     def num_waiting(self) -> int: ...
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every frame from now on."""
+        ...
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a chat; may raise InvalidRequest."""
@@ -61,3 +70,40 @@ class Generator(Protocol):
     def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:
         """Start a request; raises an EngineError before anything has started."""
         ...
+
+
+def abort_all(generations: Sequence[Generation]) -> None:
+    """End whatever still runs."""
+    for generation in generations:
+        generation.abort()
+
+
+async def merge(
+    generations: Sequence[Generation],
+) -> AsyncGenerator[tuple[int, Frame], None]:
+    """The frames of all generations, each with its generation's index, as they come.
+
+    A frame is taken from its generation only when it can be handed on, so that `num_pending`
+    goes on saying how far a reader is behind.
+    """
+    if len(generations) == 1:
+        async for frame in generations[0]:
+            yield 0, frame
+        return
+    iterators = [aiter(generation) for generation in generations]
+    reading = {asyncio.ensure_future(_next(each)): i for i, each in enumerate(iterators)}
+    try:
+        while reading:
+            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: reading[task]):
+                index = reading.pop(task)
+                if (came := task.result()) is not None:
+                    yield index, came
+                    reading[asyncio.ensure_future(_next(iterators[index]))] = index
+    finally:
+        for task in reading:
+            task.cancel()
+
+
+async def _next(frames: AsyncIterator[Frame]) -> Frame | None:
+    return await anext(frames, None)

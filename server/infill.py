@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffusiongpt.engine.canvas import Hole, Infill
-from diffusiongpt.server.answering import read_ask, refusing, respond, start
+from diffusiongpt.server.answering import read_ask, refusing, require_text, respond, start
 from diffusiongpt.server.completions import is_token_ids
-from diffusiongpt.server.generator import Generator
-from diffusiongpt.server.protocol import GenerationRequest, show
+from diffusiongpt.server.lengths import submit_lengths
+from diffusiongpt.server.models import Models
+from diffusiongpt.server.protocol import FieldError, GenerationRequest, Quickly, show
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import InfillShape
-from diffusiongpt.server.state import ServerState
+
+MAX_SEGMENTS = 1024
 
 
 class HoleSegment(BaseModel):
-    """A hole of `mask` positions."""
+    """A hole of `mask` positions, or of the likeliest of several lengths."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    mask: int = Field(ge=1, description="positions to fill")
+    mask: int | Literal["auto"] = Field(description='positions to fill, or "auto"')
+    candidates: Quickly[int] | None = Field(None, description='lengths that "auto" tries')
+
+    @model_validator(mode="after")
+    def _sensible(self) -> HoleSegment:
+        if self.mask != "auto" and self.mask < 1:
+            raise FieldError("segments", f'mask must be at least 1 or "auto", got {self.mask}')
+        if self.mask != "auto" and self.candidates is not None:
+            raise FieldError("segments", f'candidates go with mask "auto", got mask {self.mask}')
+        return self
+
+    @property
+    def hole(self) -> Hole:
+        """The hole as the engine has it."""
+        if self.candidates is None:
+            return Hole(self.mask)
+        return Hole(self.mask, tuple(self.candidates))
 
 
 class InfillRequest(GenerationRequest):
@@ -32,20 +51,21 @@ class InfillRequest(GenerationRequest):
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "max_tokens": (None,),
         "logprobs": (None, False),
-        "logit_bias": (None, {}),
-        "frequency_penalty": (None, 0),
-        "presence_penalty": (None, 0),
     }
 
-    segments: list[Annotated[str | list[int] | HoleSegment, Field(union_mode="left_to_right")]] = (
-        Field(description="texts, token ids and holes, in the order of the text")
-    )
+    segments: Quickly[
+        Annotated[str | Quickly[int] | HoleSegment, Field(union_mode="left_to_right")]
+    ] = Field(description="texts, token ids and holes, in the order of the text")
 
     @field_validator("segments", mode="before")
     @classmethod
     def _known_segments(cls, segments: Any) -> Any:
         """Say what a segment may be, and not what each variant of it misses."""
-        for index, each in enumerate(segments if isinstance(segments, list) else ()):
+        if not isinstance(segments, list):
+            return segments
+        if len(segments) > MAX_SEGMENTS:
+            raise ValueError(f"segments takes at most {MAX_SEGMENTS} parts, got {len(segments)}")
+        for index, each in enumerate(segments):
             if not (isinstance(each, str | dict) or is_token_ids(each)):
                 raise ValueError(
                     f'segments.{index} must be a text, token ids or {{"mask": length}}, '
@@ -56,26 +76,31 @@ class InfillRequest(GenerationRequest):
     @property
     def parts(self) -> list[str | list[int] | Hole]:
         """The segments as the engine has them."""
-        return [
-            Hole(each.mask) if isinstance(each, HoleSegment) else each for each in self.segments
-        ]
+        return [each.hole if isinstance(each, HoleSegment) else each for each in self.segments]
 
     @property
     def asked_tokens(self) -> int:
         """Positions of all holes; without any the engine refuses."""
-        return max(sum(each.mask for each in self.segments if isinstance(each, HoleSegment)), 1)
+        return max(sum(_longest(each) for each in self.parts if isinstance(each, Hole)), 1)
 
 
-def infill_routes(generator: Generator, settings: Settings, state: ServerState) -> APIRouter:
-    """The infill route over a generator."""
+def _longest(hole: Hole) -> int:
+    """Positions of a hole, of its longest candidate if there are several."""
+    return hole.length if isinstance(hole.length, int) else max(hole.candidates, default=1)
+
+
+def infill_routes(models: Models, settings: Settings) -> APIRouter:
+    """The infill route over all models."""
     router = APIRouter()
 
     @router.post("/v1/infill")
     async def create_infill(request: Request) -> Response:
-        ask = await read_ask(request, InfillRequest, generator, settings, state)
-        with refusing({"prompt": "segments"}):
+        ask, generator = await read_ask(request, InfillRequest, models, settings)
+        with refusing({"prompt": "segments", "max_tokens": "segments"}):
+            require_text(generator)
             params = ask.to_params(generator.info)
-            generations = start(generator, [Infill(*ask.parts)], params, ask.num_choices)
+            submit = partial(submit_lengths, generator)
+            generations = start(submit, [Infill(*ask.parts)], params, ask.num_choices)
         return await respond(request, ask, generations, InfillShape(), generator.info, settings)
 
     return router

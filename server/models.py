@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,32 +13,64 @@ from diffusiongpt.server.errors import ApiError
 from diffusiongpt.server.generator import Generator
 
 
-def model_routes(generator: Generator) -> APIRouter:
-    """The model routes over a generator."""
+class Models:
+    """The models that are served, by name; the first one added comes first."""
+
+    def __init__(self, generators: Iterable[Generator] = ()) -> None:
+        self._generators: dict[str, Generator] = {}
+        self._listeners: list[Callable[[Generator], None]] = []
+        for generator in generators:
+            self.add(generator)
+
+    def add(self, generator: Generator) -> None:
+        """Serve one more."""
+        for listener in self._listeners:
+            listener(generator)
+        self._generators[generator.info.name] = generator
+
+    def on_added(self, listener: Callable[[Generator], None]) -> None:
+        """Tell a listener of every model, those that are there already first."""
+        for generator in self:
+            listener(generator)
+        self._listeners.append(listener)
+
+    def __iter__(self) -> Iterator[Generator]:
+        return iter(list(self._generators.values()))
+
+    def choose(self, name: str) -> Generator:
+        """The model that a request names; a 404 that names those there are."""
+        generator = self._generators.get(name)
+        if generator is None:
+            names = ", ".join(repr(each) for each in self._generators) or "none"
+            verb = "are" if len(self._generators) > 1 else "is"
+            raise ApiError(
+                404,
+                f"the model {name!r} is not served here; {names} {verb}",
+                param="model",
+                code="model_not_found",
+            )
+        return generator
+
+    @property
+    def failure(self) -> str | None:
+        """Why a model cannot be served any more, in a sentence, or None."""
+        return next((each.failure for each in self if each.failure is not None), None)
+
+
+def model_routes(models: Models) -> APIRouter:
+    """The model routes over all models."""
     router = APIRouter()
     started = int(time.time())
 
     @router.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_describe(generator.info, started)]}
+        return {"object": "list", "data": [_describe(each.info, started) for each in models]}
 
     @router.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> dict[str, Any]:
-        check_model(model, generator.info)
-        return _describe(generator.info, started)
+        return _describe(models.choose(model).info, started)
 
     return router
-
-
-def check_model(model: str, info: ModelInfo) -> None:
-    """Refuse a model that is not served, with a 404 that names the one that is."""
-    if model != info.name:
-        raise ApiError(
-            404,
-            f"the model {model!r} is not served here; {info.name!r} is",
-            param="model",
-            code="model_not_found",
-        )
 
 
 def _describe(info: ModelInfo, created: int) -> dict[str, Any]:

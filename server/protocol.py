@@ -6,18 +6,28 @@ would change the answer, and accepted when it would not.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import math
+import re
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
-from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.params import MAX_BIASED, GenerationParams
 
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
+Effort = Literal["instant", "low", "medium", "high"]
+# Denoising steps for each token of the answer's canvas.
+EFFORTS: dict[Effort, float] = {"instant": 0.125, "low": 0.25, "medium": 0.5, "high": 1.0}
 MAX_MESSAGES = 1024
 MAX_CHOICES = 128
+# A list whose first wrong item is the last one looked at: a sentence names one, and a body may
+# hold a million.
+Item = TypeVar("Item")
+Quickly = Annotated[list[Item], Field(fail_fast=True)]
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
 class FieldError(ValueError):
@@ -49,7 +59,7 @@ class Message(_Wire):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[TextPart], Field(union_mode="left_to_right")]
+    content: Annotated[str | Quickly[TextPart], Field(union_mode="left_to_right")]
 
     @property
     def text(self) -> str:
@@ -127,8 +137,18 @@ class GenerationRequest(BaseModel):
     temperature: float | None = Field(None, description="of the token draw, 0 to 2")
     top_p: float | None = Field(None, description="truncation of the token draw")
     top_k: int | None = Field(None, description="truncation of the token draw, 0 is off")
+    min_p: float | None = Field(None, description="truncation of the token draw, 0 is off")
+    logit_bias: dict[str, float] | None = Field(
+        None, description="addends of token ids' logits, -100 to 100"
+    )
+    frequency_penalty: float | None = Field(
+        None, description="what a token's logit loses for each time the answer holds it already"
+    )
+    presence_penalty: float | None = Field(
+        None, description="what it loses if the answer holds it already"
+    )
     seed: int | None = Field(None, description="the same seed gives the same answer")
-    stop: str | list[str] | None = Field(None, description="strings that end the answer")
+    stop: str | Quickly[str] | None = Field(None, description="strings that end the answer")
     n: int | None = Field(None, description="answers to give; answer i draws with the seed plus i")
     stream: bool | None = Field(None, description="send the answer as it settles")
     stream_options: StreamOptions | None = None
@@ -141,6 +161,18 @@ class GenerationRequest(BaseModel):
         if n is not None and not 1 <= n <= MAX_CHOICES:
             raise ValueError(f"n must be in 1..{MAX_CHOICES}, got {n}")
         return n
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _biases_of_tokens(cls, bias: Any) -> Any:
+        if not isinstance(bias, dict):
+            return bias
+        if len(bias) > MAX_BIASED:
+            raise ValueError(f"logit_bias takes at most {MAX_BIASED} tokens, got {len(bias)}")
+        for key in bias:
+            if not _TOKEN_ID.fullmatch(key):
+                raise ValueError(f"logit_bias must have token ids for keys, got {show(key)}")
+        return bias
 
     @model_validator(mode="after")
     def _nothing_unsupported(self) -> GenerationRequest:
@@ -199,18 +231,27 @@ class GenerationRequest(BaseModel):
         """Most likely tokens to tell with each token; None tells no log-probabilities."""
         return None
 
+    def asked_steps(self, length: int, info: ModelInfo) -> int | None:
+        """The budget of denoising steps for an answer of a length; None is the policy's own."""
+        return self.diffusion.steps
+
     def to_params(self, info: ModelInfo) -> GenerationParams:
         """What the engine is asked for; raises InvalidRequest."""
         options = self.diffusion
         asked = self.asked_tokens
+        length = info.defaults.max_tokens if asked is None else asked
         return GenerationParams(
-            max_tokens=info.defaults.max_tokens if asked is None else asked,
+            max_tokens=length,
             policy=options.policy,
-            steps=options.steps,
+            steps=self.asked_steps(length, info),
             block_length=options.block_length,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p or 0.0,
+            logit_bias=tuple((int(key), value) for key, value in (self.logit_bias or {}).items()),
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
             seed=self.seed,
             threshold=options.threshold,
             factor=options.factor,
@@ -227,9 +268,6 @@ class ChatRequest(GenerationRequest):
 
     _HAS_DELTAS: ClassVar[bool] = True
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "logit_bias": (None, {}),
-        "frequency_penalty": (None, 0),
-        "presence_penalty": (None, 0),
         "tools": (None, []),
         "functions": (None, []),
         "tool_choice": (None, "none", "auto"),
@@ -240,7 +278,6 @@ class ChatRequest(GenerationRequest):
         "prediction": (None,),
         "web_search_options": (None,),
         "store": (None, False),
-        "reasoning_effort": (None,),
     }
     _HARMLESS: ClassVar[frozenset[str]] = frozenset(
         {
@@ -256,10 +293,13 @@ class ChatRequest(GenerationRequest):
         }
     )
 
-    messages: list[Message] = Field(description="the chat so far")
+    messages: Quickly[Message] = Field(description="the chat so far")
     max_tokens: int | None = Field(None, description="length of the answer's canvas")
     max_completion_tokens: int | None = Field(None, description="max_tokens by its newer name")
     logprobs: bool | None = Field(None, description="tell each token's log-probability")
+    reasoning_effort: Effort | None = Field(
+        None, description="share of the answer's length that its denoising steps may be"
+    )
     top_logprobs: int | None = Field(
         None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
     )
@@ -283,6 +323,12 @@ class ChatRequest(GenerationRequest):
                 f"max_tokens={self.max_tokens} and max_completion_tokens="
                 f"{self.max_completion_tokens} contradict each other; give one",
             )
+        if None not in (self.reasoning_effort, self.diffusion.steps):
+            raise FieldError(
+                "reasoning_effort",
+                f"reasoning_effort={self.reasoning_effort} and diffusion.steps="
+                f"{self.diffusion.steps} contradict each other; give one",
+            )
         if self.top_logprobs is None:
             return self
         if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
@@ -301,6 +347,21 @@ class ChatRequest(GenerationRequest):
     def asked_tokens(self) -> int | None:
         """The length that was asked for, by whichever name."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    def asked_steps(self, length: int, info: ModelInfo) -> int | None:
+        """The budget of denoising steps; an effort is a share of the length."""
+        if self.reasoning_effort is None:
+            return self.diffusion.steps
+        share = math.ceil(length * EFFORTS[self.reasoning_effort])
+        return min(max(share, self._most_blocks(length, info)), length)
+
+    def _most_blocks(self, length: int, info: ModelInfo) -> int:
+        """Blocks that an answer can have at most: each takes a step, whatever the effort."""
+        block_length = self.diffusion.block_length
+        if block_length is None:
+            block_length = info.block_length or info.defaults.block_length
+        # One more where the prompt ends within a block.
+        return math.ceil(length / block_length) + 1 if block_length else 1
 
     @property
     def num_logprobs(self) -> int | None:

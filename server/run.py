@@ -1,11 +1,13 @@
 """Runs the application, and ends it gracefully.
 
 The first SIGTERM or SIGINT stops admitting and lets running answers finish, for so long as the
-settings say; the second exits at once.
+settings say; what still runs then is told so and ended. The second signal exits at once.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import socket
 import threading
@@ -17,24 +19,43 @@ import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
+from diffusiongpt.server.connection import Connection
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
+
+# After the drain: the time in which ended answers send their last event.
+_FAREWELL_SECONDS = 3
 
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that tells the routes when it is about to stop."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, drain_seconds: float = 30.0
+    ) -> None:
         super().__init__(config)
         self._state = state
+        self._drain_seconds = drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal, exit on the second."""
-        # uvicorn itself exits at once on a second SIGINT only.
+        """Drain on the first signal, die of the second."""
         if self._state.is_draining:
-            sig = signal.SIGINT
+            signal.signal(sig, signal.SIG_DFL)
+            os.kill(os.getpid(), sig)
         self._state.is_draining = True
-        super().handle_exit(sig, frame)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting and wait for running answers, but not for ever."""
+        self._state.is_draining = True
+        end = asyncio.get_running_loop().call_later(self._drain_seconds, self._state.end_all)
+        await super().shutdown(sockets)
+        end.cancel()
+        for connection in list(self.server_state.connections):
+            # Whoever has not read its farewell by now will not.
+            if isinstance(connection, Connection):
+                connection.transport.abort()
+        await asyncio.sleep(0)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -70,18 +91,18 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def run_server(
-    app: FastAPI, settings: Settings, state: ServerState, listener: socket.socket
-) -> None:
-    """Serve on a bound socket until a signal says stop; running answers end first."""
+def make_server(app: FastAPI, settings: Settings, state: ServerState) -> DrainingServer:
+    """A server that is ready to run on a bound socket until a signal says stop."""
     # Its default cuts live streams a moment after the signal.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=settings.drain_seconds,
+        # The last resort; `Limits` ends what still runs after the drain itself.
+        timeout_graceful_shutdown=settings.drain_seconds + _FAREWELL_SECONDS,
         # Names of internal parts are nobody's business.
         server_header=False,
     )
-    DrainingServer(config, state).run(sockets=[listener])
+    return DrainingServer(config, state, settings.drain_seconds)

@@ -45,8 +45,10 @@ def sum_usage(last_frames: Sequence[Frame], num_choices: int) -> Usage:
         last_frames: of every choice, prompt after prompt. num_choices: of each prompt.
     """
     usages = [frame.usage or NO_USAGE for frame in last_frames]
+    once = usages[::num_choices]
     return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages[::num_choices]),
+        prompt_tokens=sum(usage.prompt_tokens for usage in once),
+        cached_tokens=sum(usage.cached_tokens for usage in once),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         steps=sum(usage.steps for usage in usages),
         nfe=sum(usage.nfe for usage in usages),
@@ -59,6 +61,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
             "denoising_steps": usage.steps,

@@ -14,6 +14,7 @@ from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
+from diffusiongpt.engine.observer import Observer
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.text import TextCanvas
 
@@ -131,9 +132,11 @@ class FakeGenerator:
         frames: Sequence[Frame] | None = None,
         pause: float = 0.0,
         error: Exception | None = None,
+        name: str = "fake",
     ) -> None:
-        self.info = INFO
+        self.info = dataclasses.replace(INFO, name=name)
         self.failure: str | None = None
+        self.num_slots = 4
         self.num_running = 0
         self.num_waiting = 0
         self.frames = frames
@@ -144,6 +147,10 @@ class FakeGenerator:
         self.messages: list[Mapping[str, str]] = []
         self.prompts: list[Prompt] = []
         self.fills: tuple[str, ...] = ()
+        self.observers: list[Observer] = []
+
+    def observe(self, observer: Observer) -> None:
+        self.observers.append(observer)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         self.messages = list(messages)

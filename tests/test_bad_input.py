@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,6 +11,9 @@ from starlette.testclient import TestClient
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.worker import EngineWorker
 from diffusiongpt.server.app import create_app
+from diffusiongpt.server.completions import CompletionRequest, FimRequest
+from diffusiongpt.server.infill import InfillRequest
+from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions
 from diffusiongpt.server.settings import Settings
 
 from tiny_models import CONTEXT_LENGTH, write_modernbert
@@ -56,6 +60,93 @@ def client(tmp_path_factory):
     with TestClient(create_app(worker, Settings()), raise_server_exceptions=False) as client:
         yield client
     worker.stop()
+
+
+LONG = {
+    "stop": ("/v1/chat/completions", {"stop": [1] * 300_000}),
+    "messages": ("/v1/chat/completions", {"messages": [1] * 300_000}),
+    "content": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [1] * 300_000}]},
+    ),
+    "stop strings": ("/v1/chat/completions", {"stop": ["x"] * 150_000}),
+    "prompts": ("/v1/completions", {"prompt": [[1]] * 160_000}),
+    "floats": ("/v1/completions", {"prompt": [1.5] * 180_000}),
+    "text": ("/v1/completions", {"prompt": "cat " * 240_000}),
+    "text without spaces": ("/v1/completions", {"prompt": "c" * 950_000}),
+    "token ids": ("/v1/completions", {"prompt": [1] * 300_000}),
+    "segments": ("/v1/infill", {"segments": [{"mask": 1}] * 70_000}),
+    "holes": ("/v1/infill", {"segments": [{"mask": 10**6}] * 60}),
+    "logit_bias": (
+        "/v1/completions",
+        {"prompt": "a", "logit_bias": {str(each): "x" for each in range(60_000)}},
+    ),
+    "diffusion": ("/v1/chat/completions", {"diffusion": {f"k{each}": 1 for each in range(60_000)}}),
+    "n": ("/v1/chat/completions", {"n": 10**4000}),
+    "mask": ("/v1/infill", {"segments": ["a", {"mask": 10**4000}]}),
+    "candidates": ("/v1/infill", {"segments": [{"mask": "auto", "candidates": [1] * 300_000}]}),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_body_is_refused_at_once(client, name):
+    url, fields = LONG[name]
+    ask = {**(GOOD if url == URL else {"model": "tiny"}), **fields}
+    body = json.dumps(ask).encode()
+    assert len(body) <= 1_000_000
+    begin = time.process_time()  # not the clock on the wall, and with room: machines are busy
+    answer = client.post(url, content=body, headers={"content-type": "application/json"})
+    assert time.process_time() - begin < 2.0
+    assert answer.status_code == 400, answer.text[:300]
+    message = answer.json()["error"]["message"]
+    assert "\n" not in message
+    assert len(message) < 5000
+
+
+@pytest.mark.parametrize("brackets", [("[", "]"), ('{"a":', "}")], ids=["lists", "objects"])
+@pytest.mark.parametrize("field", ["messages", "stop", "diffusion", "logit_bias", "zzz", "n"])
+def test_nesting_of_any_depth_breaks_nothing(client, field, brackets):
+    for depth in (100, 300, 500, 700, 900, 1000, 5000):
+        text = json.dumps({key: each for key, each in GOOD.items() if key != field})
+        nested = brackets[0] * depth + "1" + brackets[1] * depth
+        body = f'{text[:-1]}, "{field}": {nested}}}'.encode()
+        answer = client.post(URL, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400 or (field == "zzz" and answer.status_code == 200)
+        if answer.status_code == 400:
+            assert "\n" not in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "twin", ['"n": 1, "n": 1', '"diffusion": {"steps": 2, "steps": 3}', '"zzz": [{"a": 1, "a": 2}]']
+)
+def test_a_key_given_twice_is_refused(client, twin):
+    body = f"{json.dumps(GOOD)[:-1]}, {twin}}}".encode()
+    answer = client.post(URL, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "twice" in answer.json()["error"]["message"]
+
+
+WRONG = [None, True, 5, -1, 1.5, 10**30, "x", "", [], [None], {}, {"a": 1}, [[]], "\x00\u202e"]
+REQUESTS = {
+    URL: (ChatRequest, GOOD),
+    "/v1/completions": (CompletionRequest, {"model": "tiny", "prompt": "a", "max_tokens": 4}),
+    "/v1/fim/completions": (FimRequest, {"model": "tiny", "prompt": "a", "max_tokens": 4}),
+    "/v1/infill": (InfillRequest, {"model": "tiny", "segments": ["a", {"mask": 3}]}),
+}
+
+
+@pytest.mark.parametrize("url", REQUESTS)
+def test_no_value_of_any_field_gets_more_than_a_sentence(client, url):
+    request, good = REQUESTS[url]
+    fields = {*request.model_fields, *request._UNSUPPORTED} - {"stream", "n"}
+    changes = [{field: value} for field in sorted(fields) for value in WRONG]
+    options = sorted(DiffusionOptions.model_fields)
+    changes += [{"diffusion": {option: value}} for option in options for value in WRONG]
+    for change in changes:
+        answer = client.post(url, json={**good, **change})
+        assert answer.status_code in (200, 400, 404), (change, answer.text[:300])
+        if answer.status_code != 200:
+            assert "\n" not in answer.json()["error"]["message"], change
 
 
 def answers(client):

@@ -15,11 +15,13 @@ from diffusiongpt.cli.main import app
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.pipeline_options import PipelineOptions
 from diffusiongpt.engine.policies import PRESETS
-from diffusiongpt.server.completions import CompletionRequest, FimRequest
-from diffusiongpt.server.infill import HoleSegment, InfillRequest
-from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions, GenerationRequest
+from diffusiongpt.server.app import create_app
+from diffusiongpt.server.metrics import Metrics
+from diffusiongpt.server.openapi import ROUTES
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.training.__main__ import COMMANDS as TRAINING_COMMANDS
+
+from fakes import FakeGenerator
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -45,25 +47,57 @@ def test_the_architecture_has_a_reason_for_every_dependency():
     assert set(re.findall(r"^\| ([\w.-]+) \|", section, flags=re.MULTILINE)) == names | {"package"}
 
 
-def test_every_field_of_a_request_is_documented():
-    routes = {
-        "/v1/chat/completions": (ChatRequest, DiffusionOptions),
-        "/v1/completions": (CompletionRequest,),
-        "/v1/fim/completions": (FimRequest,),
-        "/v1/infill": (InfillRequest,),
-    }
-    shared = set(GenerationRequest.model_fields)
-    for route, requests in routes.items():
-        section = API.split(f"## POST {route}\n")[1].split("\n## ")[0]
-        for request in requests:
-            own = {*request.model_fields, *getattr(request, "_UNSUPPORTED", ())}
-            if route != "/v1/chat/completions":
-                own -= shared
-            if route == "/v1/fim/completions":
-                own -= {*CompletionRequest.model_fields, *CompletionRequest._UNSUPPORTED}
-            assert not {name for name in own if f"`{name}`" not in section}, route
-    assert all(f"`{name}`" in API for name in ChatRequest._HARMLESS)
-    assert HoleSegment.model_fields.keys() == {"mask"}
+@pytest.fixture(scope="module")
+def openapi():
+    return create_app(FakeGenerator(), Settings()).openapi()
+
+
+def fields_of(document, name):
+    """The properties of a schema and of the schemas that it refers to."""
+    text = json.dumps(document["components"]["schemas"][name])
+    fields = set(document["components"]["schemas"][name]["properties"])
+    for reference in set(re.findall(r"#/components/schemas/(\w+)", text)) - {name}:
+        fields |= fields_of(document, reference)
+    return fields
+
+
+def is_named(name, text):
+    return re.search(rf"[`\"]{name}[`\"]", text) is not None
+
+
+def section_of(route):
+    return API.split(f"## POST {route}\n")[1].split("\n## ")[0]
+
+
+def test_every_route_of_the_openapi_document_is_documented(openapi):
+    headings = re.findall(r"^## (.*)$", API, flags=re.MULTILINE)
+    described = {path for heading in headings for path in re.findall(r"/[\w/{}]+", heading)}
+    assert {path.replace("{model}", "{id}") for path in openapi["paths"]} <= described
+
+
+def test_every_field_of_every_request_is_documented(openapi):
+    chat = section_of("/v1/chat/completions")
+    for path, route in ROUTES.items():
+        own = fields_of(openapi, route.request.__name__)
+        own |= {*route.request._UNSUPPORTED, *route.request._HARMLESS}
+        known = section_of(path) + chat + section_of("/v1/completions")
+        assert not {name for name in own if not is_named(name, known)}, path
+
+
+def test_every_field_in_a_table_of_the_document_is_one_that_the_route_takes(openapi):
+    for path, route in ROUTES.items():
+        taken = fields_of(openapi, route.request.__name__)
+        tables = section_of(path).split("### The answer")[0]
+        rows = re.findall(r"^\| (`[^|]+`) \|", tables, flags=re.MULTILINE)
+        named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        assert named <= taken, path
+
+
+def test_every_field_of_every_answer_is_documented(openapi):
+    for route in ROUTES.values():
+        for model in (route.answer, route.chunk):
+            fields = fields_of(openapi, model.__name__)
+            assert not {name for name in fields if not is_named(name, API)}
 
 
 def test_every_policy_and_parameter_is_documented():
@@ -91,6 +125,15 @@ def test_every_setting_and_flag_of_serve_is_documented():
     assert not {flag for flag in flags_of("bench") if f"`{flag}`" not in API}
     for name in Settings.model_fields:
         assert f"`DIFFUSIONGPT_{name.upper()}`" in API
+
+
+def test_every_meter_is_documented():
+    metrics = Metrics()
+    names = {family.name for family in metrics.registry.collect()}
+    shown = {name for name in names if name.startswith("diffusiongpt_")}
+    operations = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    assert len(shown) > 10
+    assert not {name for name in shown if f"`{name}" not in operations}
 
 
 def quoted_commands():

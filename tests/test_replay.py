@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from diffusiongpt.engine.canvas import Hole, Infill
 from diffusiongpt.engine.engine import Engine
+from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.worker import EngineWorker
 from diffusiongpt.server.app import create_app
@@ -34,21 +36,31 @@ ASKS = {
 
 
 @pytest.fixture(scope="module")
-def clients(tmp_path_factory):
-    """One client for a bidirectional model, one for a block-causal one."""
-    found, workers = {}, []
+def folders(tmp_path_factory):
+    """A bidirectional model and a block-causal one."""
+    found = {}
     for name, block_length in (("wide", None), ("blocks", 4)):
-        folder = tmp_path_factory.mktemp(name)
+        folder = found[name] = tmp_path_factory.mktemp(name)
         write_modernbert(
             folder, vocab_size=VOCAB_SIZE, seed=4, section=SECTION, block_length=block_length
         )
         write_tiny_tokenizer(folder)
-        workers.append(EngineWorker(Engine.from_pretrained(folder, name="tiny")))
-        workers[-1].start()
-        found[name] = TestClient(create_app(workers[-1], Settings()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def clients(folders):
+    """One client for each model."""
+    workers = {
+        name: EngineWorker(Engine.from_pretrained(folder, name="tiny"))
+        for name, folder in folders.items()
+    }
+    for worker in workers.values():
+        worker.start()
+    found = {name: TestClient(create_app(each, Settings())) for name, each in workers.items()}
     with found["wide"], found["blocks"]:
         yield found
-    for worker in workers:
+    for worker in workers.values():
         worker.stop()
 
 
@@ -72,6 +84,8 @@ def test_whole_streamed_and_replayed_are_the_same(clients, data):
     }
     if PRESETS[ask["diffusion"]["policy"]].tosses:
         ask["diffusion"]["steps"] = 24
+    if url == "/v1/chat/completions":
+        ask["reasoning_effort"] = data.draw(st.sampled_from([None, "instant", "low", "high"]))
     if url != "/v1/infill":
         ask["max_tokens"] = data.draw(st.integers(1, 24))
     if url in ("/v1/chat/completions", "/v1/completions"):
@@ -101,6 +115,60 @@ def test_an_infill_puts_the_fills_between_what_is_given(clients):
     assert " and " in choice["text"]
     if "�" not in choice["text"]:
         assert choice["text"] == f"{first} and {second}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hole_of_automatic_length_is_filled_as_the_engine_fills_it(clients, folders, stream):
+    hole = {"mask": "auto", "candidates": [2, 5, 9]}
+    ask = {"model": "tiny", "seed": 3, "n": 2, "segments": ["the ", hole, " and ", {"mask": 2}]}
+    ask |= {"stream": stream, "diffusion": {"frames": "delta"}}
+    answer = clients["wide"].post("/v1/infill", json=ask)
+    infill = Infill("the ", Hole("auto", candidates=(2, 5, 9)), " and ", Hole(2))
+    engine = Engine.from_pretrained(folders["wide"])
+    expected = [engine.generate([infill], GenerationParams(seed=seed))[0] for seed in (3, 4)]
+    if not stream:
+        choices = answer.json()["choices"]
+        assert [each["text"] for each in choices] == [each.text for each in expected]
+        assert [each["fills"] for each in choices] == [list(each.fills) for each in expected]
+        return
+    for index, each in enumerate(expected):
+        own = [c for c in events_of(answer.text) if c["choices"][0]["index"] == index]
+        assert content_of(own) == each.text == replay(own)
+
+
+@pytest.mark.parametrize(
+    ("segments", "sentence"),
+    [
+        ([{"mask": "auto"}, "a", {"mask": "auto"}], "one hole of an infill may have an automatic"),
+        ([{"mask": "auto", "candidates": []}], "1 to 16 candidates for its length, got 0"),
+        ([{"mask": "auto", "candidates": [0]}], "a hole's length must be in"),
+        ([{"mask": 3, "candidates": [1]}], 'candidates go with mask "auto", got mask 3'),
+        ([{"mask": "long"}], "got 'long'"),
+        (["a"], "an infill must have 1 to 64 holes, got 0"),
+        ([{"mask": 500}], "more than the model's context"),
+    ],
+    ids=str,
+)
+def test_holes_that_cannot_be_filled_are_refused(clients, segments, sentence):
+    answer = clients["wide"].post("/v1/infill", json={"model": "tiny", "segments": segments})
+    assert answer.status_code == 400
+    assert sentence in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"].startswith("segments")
+
+
+@pytest.mark.parametrize(
+    ("url", "fields"),
+    [("/v1/completions", {"prompt": [7, 8]}), ("/v1/infill", {"segments": [[7], {"mask": 3}]})],
+)
+def test_a_model_without_a_tokenizer_has_no_text_to_answer_with(tmp_path, url, fields):
+    write_modernbert(tmp_path, vocab_size=VOCAB_SIZE, seed=4, section=SECTION)
+    worker = EngineWorker(Engine.from_pretrained(tmp_path, name="tiny"))
+    worker.start()
+    with TestClient(create_app(worker, Settings())) as client:
+        answer = client.post(url, json={"model": "tiny", **fields})
+    worker.stop()
+    assert answer.status_code == 400
+    assert "has no tokenizer.json" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("url", ["/v1/fim/completions", "/v1/infill"])

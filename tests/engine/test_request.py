@@ -43,7 +43,7 @@ def model_info(*, block_causal: bool = False) -> ModelInfo:
         ({"temperature": -1.0}, r"temperature must be in \[0, 2\], got -1.0"),
         ({"temperature": float("nan")}, r"temperature must be in \[0, 2\], got nan"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
-        ({"top_k": -1}, "top_k must be at least 0, got -1"),
+        ({"top_k": -1}, "top_k must be in 0..2147483647, got -1"),
         ({"seed": 2**63}, "seed must be in -9223372036854775808..9223372036854775807"),
         ({"gap": 0}, "gap must be at least 1, got 0"),
         ({"max_tokens": 8, "gap": 65}, "gap must be in 1..64, got 65"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.bias import BiasList, RowBias
 from diffusiongpt.engine.randomness import Purpose, counter_keys, gumbel
 from diffusiongpt.engine.sampling import (
     BANNED,
@@ -24,13 +25,20 @@ def random_logits(rows: int = 20, vocabulary: int = 50, seed: int = 0) -> Tensor
 
 
 def draw_params(
-    rows: int, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0
+    rows: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    seed: int = 0,
 ) -> DrawParams:
     return DrawParams(
         counter_keys(torch.tensor(seed), Purpose.DRAW, torch.arange(rows)),
         torch.full((rows,), temperature),
         torch.full((rows,), top_p),
         torch.full((rows,), top_k),
+        torch.full((rows,), min_p),
     )
 
 
@@ -92,6 +100,45 @@ def test_truncation_matches_the_plain_loop(temperature: float, top_p: float, top
     for row in range(30):
         expected = reference_truncation(logits[row], temperature, top_p, top_k)
         assert set((kept[row] > BANNED).nonzero()[:, 0].tolist()) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
+def test_min_p_leaves_out_what_is_too_improbable_beside_the_best(temperature: float, min_p: float):
+    logits = random_logits(rows=30)
+    kept = truncated(logits, draw_params(30, temperature=temperature, min_p=min_p)) > BANNED
+    probability = (logits / temperature).softmax(dim=-1)
+    expected = probability >= min_p * probability.amax(dim=-1, keepdim=True)
+    assert kept.equal(expected)
+    assert kept.any(dim=-1).all()
+
+
+def test_bias_changes_statistics_and_draws_as_other_logits_would():
+    weight = torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(23, 8, generator=torch.Generator().manual_seed(2))
+    slot = torch.arange(23) % 2
+    lists = BiasList(
+        torch.tensor([[3, 9, 0], [7, 0, 0]]), torch.tensor([[5.0, -100, 0], [2, 0, 0]])
+    )
+    dense = torch.zeros(2, 50).scatter_add_(1, lists.token_id, lists.value)[slot]
+    banned = torch.tensor([7])
+    head = Head(lambda rows: rows @ weight, banned, chunk=5, pad=False)
+    plain = Head(lambda rows: rows.clone(), banned, chunk=64, pad=False)
+    column = torch.arange(23) % 3
+    credit = BiasList(torch.full((2, 3, 1), 5), torch.arange(6.0).view(2, 3, 1))
+    dense[torch.arange(23), 5] += credit.value[slot, column, 0]
+    bias = RowBias(slot, column, (lists,), credit)
+    held = torch.zeros(23, dtype=torch.long)
+    params = draw_params(23)
+    expected = row_statistics((hidden @ weight + dense).index_fill_(1, banned, BANNED), held)
+    assert head.statistics(hidden, held, bias).entropy.allclose(expected.entropy, atol=1e-5)
+    drawn = head.draw(hidden, params, truncate=False, bias=bias, num_top=3)
+    again = plain.draw(hidden @ weight + dense, params, truncate=False, num_top=3)
+    assert drawn.token_id.equal(again.token_id)
+    assert drawn.top_id is not None
+    assert again.top_id is not None
+    assert drawn.top_id.equal(again.top_id)
+    assert not (drawn.top_id == 7).any()
 
 
 def test_the_head_gives_the_same_whatever_the_chunk():

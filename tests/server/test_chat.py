@@ -74,6 +74,10 @@ def test_every_field_reaches_the_engine(client: TestClient, generator: FakeGener
             "temperature": 0.5,
             "top_p": 0.9,
             "top_k": 40,
+            "min_p": 0.1,
+            "logit_bias": {"5": 1, "17": -100},
+            "frequency_penalty": 0.5,
+            "presence_penalty": -0.5,
             "seed": 11,
             "stop": ["x", "y"],
             "diffusion": {
@@ -90,8 +94,35 @@ def test_every_field_reaches_the_engine(client: TestClient, generator: FakeGener
     params = generator.generations[0].params
     assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (20, 0.5, 0.9, 40)
     assert (params.seed, params.stop, params.policy) == (11, ("x", "y"), "entropy_bound")
+    assert (params.min_p, params.logit_bias) == (0.1, ((5, 1.0), (17, -100.0)))
+    assert (params.frequency_penalty, params.presence_penalty) == (0.5, -0.5)
     assert (params.steps, params.block_length, params.entropy_bound) == (10, 4, 0.5)
     assert (params.threshold, params.gap, params.watch) == (0.8, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("effort", "block_length", "steps"),
+    [
+        ("instant", None, 4),
+        ("low", None, 8),
+        ("medium", None, 16),
+        ("high", None, 32),
+        ("instant", 4, 9),
+        ("instant", 1, 32),
+        ("low", 0, 8),
+    ],
+)
+def test_an_effort_is_a_share_of_the_length_in_steps(
+    client: TestClient,
+    generator: FakeGenerator,
+    effort: str,
+    block_length: int | None,
+    steps: int,
+):
+    diffusion = {} if block_length is None else {"block_length": block_length}
+    answer = client.post(URL, json=ASK | {"reasoning_effort": effort, "diffusion": diffusion})
+    assert answer.status_code == 200
+    assert generator.generations[0].params.steps == steps
 
 
 def test_content_parts_and_the_developer_role_are_read(
@@ -152,8 +183,22 @@ BAD = [
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs must be in 0..20, got -1"),
     ({"tools": [{"type": "function"}]}, "tools is not supported yet"),
     ({"response_format": {"type": "json_object"}}, "response_format is not supported yet"),
-    ({"logit_bias": {"5": 1}}, "logit_bias is not supported yet"),
-    ({"presence_penalty": 0.5}, "presence_penalty is not supported yet, got 0.5"),
+    ({"logit_bias": {"cat": 1}}, "logit_bias must have token ids for keys, got 'cat'"),
+    ({"logit_bias": {"-5": 1}}, "logit_bias must have token ids for keys, got '-5'"),
+    ({"logit_bias": {"5": 101}}, "logit_bias must be in [-100, 100], got 101"),
+    ({"logit_bias": {"5": "1"}}, "got '1'"),
+    ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias must name each token once"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "at most 1024 tokens, got 1025"),
+    ({"logit_bias": [5]}, "logit_bias"),
+    ({"presence_penalty": 2.5}, "presence_penalty must be in [-2, 2], got 2.5"),
+    ({"frequency_penalty": "a"}, "frequency_penalty: input should be a valid number, got 'a'"),
+    ({"min_p": 1.5}, "min_p must be in [0, 1], got 1.5"),
+    ({"reasoning_effort": "minimal"}, "'instant', 'low', 'medium' or 'high', got 'minimal'"),
+    (
+        {"reasoning_effort": "low", "diffusion": {"steps": 3}},
+        "reasoning_effort=low and diffusion.steps=3 contradict each other; give one",
+    ),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction is not supported yet"),
     ({"model": 5}, "model"),
 ]
 
@@ -332,12 +377,6 @@ def test_unknown_routes_and_methods_answer_in_the_same_shape(
     answer = client.request(method, path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-
-
-def test_the_openapi_document_describes_the_request(client: TestClient):
-    document = client.get("/openapi.json").json()
-    body = document["paths"][URL]["post"]["requestBody"]
-    assert "diffusion" in body["content"]["application/json"]["schema"]["properties"]
 
 
 def test_a_log_that_nobody_can_read_fails_no_request(

@@ -130,6 +130,43 @@ def test_the_openai_client_reads_several_choices_and_their_logprobs(client: open
     assert lengths == [len(TEXT.encode())] * 2
 
 
+def test_the_openai_client_sends_biases_penalties_and_efforts():
+    generator = FakeGenerator(TEXT)
+    with (
+        serving(generator) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        client.chat.completions.create(  # type: ignore[call-overload]
+            **ASK,
+            logit_bias={"5": -100},
+            frequency_penalty=0.5,
+            presence_penalty=1.0,
+            max_completion_tokens=32,
+            extra_body={"reasoning_effort": "low", "min_p": 0.1},
+        )
+        with pytest.raises(openai.BadRequestError, match="logit_bias must be in"):
+            client.completions.create(model="fake", prompt="a", logit_bias={"5": 1000})
+    params = generator.generations[0].params
+    assert params.logit_bias == ((5, -100.0),)
+    assert (params.frequency_penalty, params.presence_penalty) == (0.5, 1.0)
+    assert (params.min_p, params.steps) == (0.1, 8)
+
+
+def test_the_openai_client_posts_infills_and_fill_in_the_middle():
+    generator = FakeGenerator(TEXT)
+    generator.fills = ("x",)
+    with (
+        serving(generator) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        body = {"model": "fake", "segments": ["a", {"mask": 4}]}
+        answer = client.post("/infill", body=body, cast_to=httpx.Response).json()
+        assert answer["choices"][0]["fills"] == ["x"]
+        body = {"model": "fake", "prompt": "a", "suffix": "b"}
+        answer = client.post("/fim/completions", body=body, cast_to=openai.types.Completion)
+        assert answer.choices[0].text == TEXT
+
+
 def test_the_openai_client_reads_text_completions(client: openai.OpenAI):
     ask = {"model": "fake", "prompt": ["a", "b"], "n": 2, "logprobs": 1, "seed": 1}
     answer = client.completions.create(**ask)  # type: ignore[call-overload]
@@ -181,6 +218,22 @@ def test_a_stream_is_aborted_when_its_client_leaves():
             next(answer.iter_lines())
         assert wait_for(lambda: generator.generations[0].was_aborted)
         assert not generator.generations[0].has_finished
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_all_choices_are_aborted_when_their_client_leaves(stream: bool):
+    generator = FakeGenerator(TEXT, pause=0.05)
+    ask = ASK | {"stream": stream, "n": 3}
+    with serving(generator) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{url}/v1/chat/completions",
+                json=ask,
+                timeout=httpx.Timeout(5, read=0.01 if stream else 0.3),
+            )
+        assert wait_for(lambda: len(generator.generations) == 3)
+        assert wait_for(lambda: all(each.was_aborted for each in generator.generations))
+        assert not any(each.has_finished for each in generator.generations)
 
 
 def test_an_answer_is_aborted_when_its_client_leaves():

@@ -19,6 +19,7 @@ from wire import content_of, replay
 
 HEAD = AnswerHead(id="c", created=1, model="m", object="chat.completion.chunk")
 PARAMS = GenerationParams(seed=1, policy="random")
+USAGE = Usage(prompt_tokens=3, completion_tokens=9, steps=4, nfe=6, cached_tokens=2)
 
 
 def chunks_of(frames: Sequence[Frame], *, behind: Sequence[bool] = (), **style: Any) -> list[Any]:
@@ -83,12 +84,13 @@ def test_without_frames_the_stream_is_openais_and_nothing_else():
 
 
 def test_a_usage_chunk_says_how_the_tokens_came_about():
-    chunk = usage_chunk(HEAD, PARAMS, Usage(prompt_tokens=3, completion_tokens=9, steps=4, nfe=6))
+    chunk = usage_chunk(HEAD, PARAMS, USAGE)
     assert chunk["choices"] == []
     assert chunk["usage"] == {
         "prompt_tokens": 3,
         "completion_tokens": 9,
         "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 2},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
             "denoising_steps": 4,

@@ -164,7 +164,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (FIM, {"repetition_penalty": 1.5}, "repetition_penalty is not supported yet", None),
     (INFILL, {"segments": "a"}, "segments: input should be a valid list", "segments"),
     (INFILL, {"segments": [5]}, "segments.0 must be a text, token ids or", "segments"),
-    (INFILL, {"segments": [{"mask": 0}]}, "got 0", "segments.0.mask"),
+    (INFILL, {"segments": [{"mask": 0}]}, 'at least 1 or "auto", got 0', "segments"),
     (INFILL, {"segments": [{"mask": "3"}]}, "got '3'", "segments.0.mask"),
     (INFILL, {"segments": [{"msk": 1}]}, "segments.0.mask is required", "segments.0.mask"),
     (INFILL, {"max_tokens": 3}, "max_tokens is not supported yet, got 3", "max_tokens"),
