@@ -17,6 +17,8 @@ KEYS = {
     "bench_single.py": ("times_faster", "median"),
     "bench_batch.py": ("times_the_rate", "median"),
     "bench_cache.py": ("times_faster", "median"),
+    "bench_mixed.py": ("times_the_ideal_time", "median"),
+    "bench_http.py": ("times_the_engine", "frames_on", "median"),
     "bench_forward.py": ("bundled", "share_of_large_product"),
 }
 
