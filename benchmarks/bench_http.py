@@ -42,7 +42,9 @@ def main() -> None:
         options.quick, options.block, **({"vocab_size": 512} if options.quick else {})
     )
     write_tokenizer(folder)
-    alone, served = (Engine.from_pretrained(folder, name="model") for _ in range(2))
+    alone, served = (
+        Engine.from_pretrained(folder, name="model", prefix_cache_bytes=0) for _ in range(2)
+    )
     asks = [ask(index, length) for index in range(options.streams)]
     with serving(served) as port:
         seconds = in_turn(

@@ -35,12 +35,16 @@ MINUSCULE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_
 MASK, STOP = 4, 3
 
 
-def parse_arguments(description: str, **numbers: int) -> argparse.Namespace:
-    """The flags that every benchmark has, and its own whole numbers."""
+def parse_arguments(
+    description: str, texts: tuple[str, ...] = (), **numbers: int
+) -> argparse.Namespace:
+    """The flags that every benchmark has, and its own texts and whole numbers."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a minuscule model, for tests")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--repeats", type=int, default=5)
+    for name in texts:
+        parser.add_argument(f"--{name}")
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args()
