@@ -36,6 +36,10 @@ def serve(
             help="Pad every forward alike: bit for bit the same in any company.",
         ),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="int8 or int4 weights, by torchao: less memory, not less time."),
+    ] = None,
     compile: Annotated[
         bool | None,
         typer.Option(

@@ -1,7 +1,9 @@
 """How fast an engine is: a mix of requests all at once, timed from outside.
 
 Requests ignore the end of text, so that every run does the same work. A request's latency
-counts from the moment when all were handed over, its wait for a slot included.
+counts from the moment when all were handed over, its wait for a slot included. Every round has
+the same prompts, so an engine that keeps settled blocks for later requests
+(`prefix_cache_bytes`) finds them again.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from diffusiongpt.engine.errors import LoadError
 
 PREFIX_CACHE_BYTES = 512 * 2**20
+QuantizeKind = Literal["int8", "int4"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class EngineConfig:
         cache_blocks: keep the keys and values of settled blocks (block-causal models; exact).
         compile: compile the layers at load (needs a C++ compiler and some seconds); large
             batches then take about two thirds of the time.
+        quantize: keep the layers' weights in 8 or 4 bits (needs torchao): less memory, not
+            less time.
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
             alike (exact; needs `cache_blocks`); 0 keeps none, None is 512 MiB, or 0 when
             `deterministic`, for a forward of another shape rounds differently.
@@ -51,10 +54,13 @@ class EngineConfig:
     max_waiting: int = 256
     cache_blocks: bool = True
     compile: bool = False
+    quantize: QuantizeKind | None = None
     prefix_cache_bytes: int | None = None
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        if self.quantize not in (None, *get_args(QuantizeKind)):
+            raise LoadError(f"quantize must be int8 or int4, got {self.quantize!r}")
         for name in ("num_slots", "max_tokens", "head_chunk"):
             if getattr(self, name) < 1:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -104,6 +104,8 @@ class Engine:
         loaded = load_model(
             model, family=config.family, dtype=config.dtype, device=config.device, name=name
         )
+        if config.quantize is not None:
+            loaded.quantize(config.quantize)
         if config.compile:
             loaded.compile()
         tokenizer = load_tokenizer(

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM, PreTrainedModel
 
 from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.config import QuantizeKind
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.families import FamilySpec
 from diffusiongpt.engine.info import AttentionKind
+from diffusiongpt.engine.quantization import quantize_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,23 @@ class LoadedModel:
             tokens * _num_linear_weights(self._network.base_model)
             + head_rows * _num_linear_weights(self._head)
         )
+
+    def quantize(self, kind: QuantizeKind) -> None:
+        """Keep the layers' weights in 8 or 4 bits, and try them once.
+
+        Raises:
+            LoadError: torchao is missing, or cannot do that here.
+        """
+        quantize_layers(self._network.base_model.get_submodule("layers"), kind)
+        try:
+            with torch.inference_mode():
+                self.logits([self.mask_token_id] * 48)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise LoadError(
+                f"quantize={kind} does not run on this {self.device.type}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
 
     def compile(self) -> None:
         """Compile each layer for any number of tokens, and try it once; attention stays as it is.

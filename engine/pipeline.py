@@ -239,7 +239,7 @@ class _Sequence:
     """A prompt and its answer while it forms.
 
     Args:
-        stop_token_ids: the answer ends before the first of them, once all before it is filled.
+        stop_token_ids: the answer ends before the first of them, once it has settled.
         by_blocks: states end with the block that is being denoised.
     """
 
@@ -251,7 +251,6 @@ class _Sequence:
         self._stop_token_ids = stop_token_ids
         self._start = self._end = len(request.prompt)
         self._settled = self._start
-        self._mask_token_id = mask_token_id
         self._ids = [*request.prompt, *[mask_token_id] * request.params.max_tokens]
         blocks = list(request.blocks.spans_from(self._start))
         self._ends = [end for _, end in blocks] if by_blocks else [len(self._ids)] * len(blocks)
@@ -264,18 +263,16 @@ class _Sequence:
             self._ids[self._start + position] = token_id
         self._end = self._ends[frame.block]
         self.has_ended = frame.finish_reason is not None
-        while self._settled < len(self._ids) and not self._is_masked(self._settled):
-            if self._ids[self._settled] in self._stop_token_ids:
-                self._end, self.has_ended = self._settled, True
-                return
-            self._settled += 1
+        settled = self._start + frame.settled
+        for position in range(self._settled, settled):
+            if self._ids[position] in self._stop_token_ids:
+                self._end, self.has_ended = position, True
+                break
+        self._settled = settled
 
     def state(self) -> Tensor:
         """Ids (1, L) as they stand."""
         return torch.tensor([self._ids[: self._end]], dtype=torch.long)
-
-    def _is_masked(self, position: int) -> bool:
-        return self._ids[position] == self._mask_token_id
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, TextDiffusionPipeline, type="text")

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     max_waiting: int = Field(256, ge=0, description="requests that may wait for a slot")
     token_budget: int | None = Field(None, ge=1, description="most tokens of one packed forward")
     compile: bool = Field(False, description="compile the layers at the start")
+    quantize: str | None = Field(
+        None, pattern="^(int8|int4)$", description="weights of the layers in so few bits"
+    )
     deterministic: bool = Field(False, description="the same bits in any company")
 
     @field_validator("api_keys")
@@ -148,6 +151,7 @@ class Settings(BaseSettings):
             "token_budget",
             "deterministic",
             "compile",
+            "quantize",
         )
         return {name: getattr(self, name) for name in names}
 

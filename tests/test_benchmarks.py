@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ KEYS = {
     "bench_single.py": ("times_faster", "median"),
     "bench_batch.py": ("times_the_rate", "median"),
     "bench_cache.py": ("times_faster", "median"),
+    "bench_mixed.py": ("times_the_ideal_time", "median"),
+    "bench_http.py": ("times_the_engine", "frames_on", "median"),
     "bench_forward.py": ("bundled", "share_of_large_product"),
     "bench_load.py": ("first_frame_ms", "p95"),
 }
@@ -46,6 +49,24 @@ def test_a_benchmark_reports_its_ratio_and_the_machine(script, tmp_path):
     for key in KEYS[script]:
         result = result[key]
     assert result
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_quantised_weights_are_compared_with_plain_ones(tmp_path):
+    out = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "compare_quantized.py", "--quick", "--repeats", "1", "--json", str(out)],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    sizes = result["bytes_of_layers"]
+    assert sizes["int4"] < sizes["int8"] < sizes["plain"]
+    assert 0.0 <= result["int8"]["kl_nats"] < result["int4"]["kl_nats"] < 0.01
 
 
 def write_served_model(folder):

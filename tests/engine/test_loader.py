@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ModernBertForMaskedLM
+from transformers import ModernBertForMaskedLM, Qwen3ForCausalLM
 
 from diffusiongpt.engine import loader
 from diffusiongpt.engine.attention import AttentionPlan
@@ -422,3 +422,22 @@ def test_code_in_a_folder_is_never_run(folder: Path) -> None:
     )
     assert load_model(folder).logits(range(8)).isfinite().all()
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("block_length", [None, 8])
+def test_a_network_of_transformers_is_adopted_with_the_same_logits(
+    tmp_path: Path, block_length: int | None, tied: bool
+) -> None:
+    folder = write_qwen3(tmp_path, block_length=block_length, tied=tied)
+    adopted = loader.adopt_network(Qwen3ForCausalLM.from_pretrained(folder), {})
+    loaded = load_model(folder, dtype="float32")
+    assert torch.equal(adopted.logits(range(20)), loaded.logits(range(20)))
+    assert (adopted.attention, adopted.mask_token_id) == (loaded.attention, loaded.mask_token_id)
+    assert adopted.num_parameters == loaded.num_parameters
+
+
+def test_a_network_that_is_no_diffusion_model_is_not_adopted(tmp_path: Path) -> None:
+    edit_config(write_qwen3(tmp_path), diffusion=None)
+    with pytest.raises(LoadError, match="is a causal language model"):
+        loader.adopt_network(Qwen3ForCausalLM.from_pretrained(tmp_path), {})
