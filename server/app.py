@@ -14,6 +14,7 @@ from diffusiongpt.server.health import health_routes
 from diffusiongpt.server.infill import infill_routes
 from diffusiongpt.server.middleware import RequestIds
 from diffusiongpt.server.models import model_routes
+from diffusiongpt.server.playground import playground_routes
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
 
@@ -36,5 +37,6 @@ def create_app(
         app.include_router(routes(generator, settings, state))
     app.include_router(model_routes(generator))
     app.include_router(health_routes(generator, state))
+    app.include_router(playground_routes())
     app.add_middleware(RequestIds)
     return app

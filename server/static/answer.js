@@ -1,0 +1,193 @@
+// One answer on the page: its canvas while it forms, then its text, its meter and its player.
+import { CanvasView } from "./canvas.js";
+import { el, icon, iconButton, setIcon } from "./dom.js";
+import { exportReplay } from "./export.js";
+import { renderMarkdown } from "./markdown.js";
+import { meterParts, progressParts } from "./meter.js";
+import { Player } from "./player.js";
+import { CanvasState, Timeline, newRecording, record } from "./replay.js";
+
+const COLOURS = "diffusiongpt-colours";
+const ABOUT_STATUS = {
+  stopped: "You stopped it here.",
+  broken: "What had settled by then is kept.",
+  lost: "This answer was still being written when the page was closed.",
+};
+
+export function newAnswer(values, policy, seed) {
+  return { values, policy, seed, recording: newRecording(), content: "", status: "running", error: null, summary: null, timings: null };
+}
+
+export class AnswerCard {
+  #state = new CanvasState();
+  #player = null;
+
+  // `actions`: regenerate(), keepSeed(seed), askAlone(), openSettings(name), and choose() where two stand side by side.
+  constructor(answer, prompt, actions, label = null) {
+    this.answer = answer;
+    this.prompt = prompt;
+    this.actions = actions;
+    this.view = new CanvasView({ onPaint: () => this.#afterPaint() });
+    this.prose = el("div", { class: "prose" });
+    this.settled = el("div", { class: "unseen settled", "aria-live": "polite" });
+    this.meter = el("p", { class: "meter" });
+    this.trouble = el("div", { class: "trouble", role: "alert" });
+    this.tools = el("div", { class: "tools" });
+    const head = label ? el("h2", { class: "answer-label", text: label }) : null;
+    const body = el("div", { class: "answer-body" }, this.view.root, this.prose, this.settled);
+    this.root = el("section", { class: "answer", "aria-label": label ?? "Answer" }, head, body, this.trouble, this.tools, this.meter);
+    if (answer.status === "running") this.#showRunning();
+    else this.#showDone();
+  }
+
+  get isWhole() {
+    const { blockLength, length } = this.#state;
+    return !blockLength || blockLength >= length;
+  }
+
+  // Take over one chunk of the stream.
+  take(chunk, milliseconds) {
+    if (chunk.diffusion?.v) {
+      record(this.answer.recording, chunk.diffusion, milliseconds);
+      this.#state.apply(chunk.diffusion);
+      this.view.show(this.#state);
+    }
+    if (chunk.diffusion?.kind === "end") this.answer.summary = chunk.diffusion;
+    if (chunk.timings) this.answer.timings = chunk.timings;
+    const content = chunk.choices?.[0]?.delta?.content;
+    if (content) this.#settle(content);
+  }
+
+  finish(status, error = null) {
+    this.answer.status = status;
+    this.answer.error = error;
+    this.#showDone();
+  }
+
+  // Only settled text is read aloud; the canvas changes too fast for that.
+  #settle(content) {
+    this.answer.content += content;
+    this.settled.append(content);
+  }
+
+  #showRunning() {
+    this.root.classList.add("running");
+    this.root.setAttribute("aria-busy", "true");
+    this.view.root.setAttribute("aria-hidden", "true");
+    this.view.show(this.#state);
+  }
+
+  #afterPaint() {
+    if (this.answer.status === "running") this.meter.replaceChildren(...spans(progressParts(this.#state)));
+  }
+
+  #showDone() {
+    const { answer } = this;
+    this.root.classList.remove("running");
+    this.root.removeAttribute("aria-busy");
+    this.prose.replaceChildren(renderMarkdown(answer.content));
+    for (const block of this.prose.querySelectorAll("pre")) addCopy(block);
+    // The text itself is there to be read now.
+    this.settled.replaceChildren();
+    this.meter.replaceChildren(...spans(meterParts(answer)));
+    this.#showTrouble();
+    if (answer.recording.events.length) this.#makePlayer();
+    this.tools.replaceChildren(...this.#makeTools());
+    // A canvas that was never filled is shown as it was left, masks and all.
+    const wantsCanvas = wantsColours() || answer.status !== "done";
+    this.view.root.removeAttribute("aria-hidden");
+    this.#look(wantsCanvas && this.#player !== null);
+  }
+
+  #showTrouble() {
+    const { status, error } = this.answer;
+    const text = [error?.message, ABOUT_STATUS[status]].filter(Boolean).join(" ");
+    this.trouble.replaceChildren(...(text ? [el("p", { text })] : []));
+    if (text && status !== "done") this.trouble.append(...this.#wayOn(status, error));
+  }
+
+  #wayOn(status, error) {
+    const button = (text, action) => el("button", { type: "button", class: "line-button", text, on: { click: action } });
+    const ways = [button(status === "stopped" ? "Start over" : "Try again", this.actions.regenerate)];
+    if (error?.code === "context_length_exceeded") ways.push(button("Ask it in a new chat", this.actions.askAlone));
+    if (error?.param) ways.push(button("Open settings", () => this.actions.openSettings(error.param.split(".").at(-1))));
+    return ways;
+  }
+
+  #makePlayer() {
+    const timeline = new Timeline(this.answer.recording);
+    if (timeline.last < 1) return;
+    this.#player = new Player(timeline, (state, isAtEnd) => this.#showMoment(state, isAtEnd));
+    this.view.show(timeline.seek(timeline.last));
+    this.tools.before(this.#player.root);
+  }
+
+  #showMoment(state, isAtEnd) {
+    this.view.show(state);
+    const isOver = isAtEnd && !wantsColours() && this.answer.status === "done";
+    this.#look(!isOver);
+    this.meter.replaceChildren(...spans(isAtEnd ? meterParts(this.answer) : progressParts(state)));
+  }
+
+  #look(showsCanvas) {
+    this.root.classList.toggle("shows-canvas", showsCanvas);
+  }
+
+  #makeTools() {
+    const { answer, actions } = this;
+    const tools = [];
+    if (actions.choose) tools.push(this.#makeChoice());
+    if (answer.content) tools.push(copyButton(() => answer.content, "Copy the answer"));
+    tools.push(iconButton("again", "Write it again", actions.regenerate));
+    if (this.#player) {
+      tools.push(iconButton("colours", "Show how sure each word was", () => this.#toggleColours(), { "aria-pressed": String(wantsColours()) }));
+      tools.push(iconButton("download", "Save as a page that replays it", () => exportReplay(answer, this.prompt)));
+    }
+    if (answer.summary) tools.push(el("button", { type: "button", class: "text-button", text: "Keep this seed", on: { click: () => actions.keepSeed(answer.seed) } }));
+    return tools;
+  }
+
+  #makeChoice() {
+    const button = el("button", { type: "button", class: "text-button choose", on: { click: this.actions.choose } }, icon("check"), "Go on with this");
+    return button;
+  }
+
+  #toggleColours() {
+    const wants = !this.root.classList.contains("shows-canvas");
+    localStorage.setItem(COLOURS, String(wants));
+    this.#look(wants);
+    this.tools.querySelector(".icon-colours").parentElement.setAttribute("aria-pressed", String(wants));
+  }
+}
+
+function wantsColours() {
+  return localStorage.getItem(COLOURS) === "true";
+}
+
+function spans(parts) {
+  return parts.map((text) => el("span", { text }));
+}
+
+function addCopy(block) {
+  block.append(copyButton(() => block.querySelector("code").textContent, "Copy the code"));
+}
+
+function copyButton(read, label) {
+  const button = iconButton("copy", label, async () => {
+    await copy(read());
+    setIcon(button, "check", "Copied");
+    setTimeout(() => setIcon(button, "copy", label), 1500);
+  });
+  return button;
+}
+
+// Pages that come over plain HTTP from another machine have no clipboard of their own.
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = el("textarea", { class: "unseen" });
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}

@@ -1,0 +1,210 @@
+// The page's wiring: finds its parts, connects to the server, listens to keys.
+import { readModel } from "./api.js";
+import { Chat } from "./chat.js";
+import { Connection } from "./connection.js";
+import { el, icon, iconButton, setIcon } from "./dom.js";
+import { History } from "./history.js";
+import { Pair } from "./pair.js";
+import { Settings } from "./settings.js";
+import { drawSeed, policyOf } from "./options.js";
+import { applyTheme, nextTheme } from "./theme.js";
+import { makeWelcome } from "./welcome.js";
+
+const part = (id) => document.getElementById(id);
+const question = part("question");
+const send = part("send");
+const history = new History();
+const connection = new Connection(part("notice"), part("key"), () => part("model").textContent || connect());
+const pair = new Pair(part("pair"));
+const settings = new Settings(part("settings"), { onClose: () => openSettings(false), onChange: describeSettings });
+const chat = new Chat({
+  root: part("turns"), scroller: part("scroller"), settings, connection, pair,
+  onChange: (data) => { save(data); refresh(); },
+  onNewChat: (text) => { newChat(); ask(text); },
+  openSettings: (name) => { openSettings(true); settings.point(name); },
+});
+
+async function connect() {
+  try {
+    const model = await connection.withKey(readModel);
+    chat.model = model;
+    showModel(model);
+    settings.show(model);
+    pair.show(model);
+    refresh();
+  } catch (error) {
+    connection.report(error);
+    part("hint").textContent = error.message;
+  }
+}
+
+function showModel({ id, diffusion }) {
+  const millions = diffusion.num_parameters / 1e6;
+  const size = millions >= 1000 ? `${(millions / 1000).toFixed(1)} B` : millions >= 1 ? `${millions.toFixed(1)} M` : "";
+  const blocks = diffusion.block_length ? `blocks of ${diffusion.block_length}` : "whole canvas";
+  const about = [size && `${size} parameters`, blocks].filter(Boolean).join(" · ");
+  part("model").replaceChildren(el("strong", { text: id }), el("span", { text: about }));
+}
+
+function ask(text) {
+  if (!text || chat.isRunning || !chat.model) return false;
+  if (settings.complaint) {
+    part("hint").textContent = settings.complaint;
+    return false;
+  }
+  chat.send(text);
+  return true;
+}
+
+function refresh() {
+  setIcon(send, chat.isRunning ? "stop" : "send", chat.isRunning ? "Stop" : "Send");
+  send.classList.toggle("is-stop", chat.isRunning);
+  send.disabled = !chat.model;
+  const isEmpty = chat.isEmpty;
+  const welcome = document.querySelector(".welcome");
+  if (isEmpty && !welcome) part("scroller").append(makeWelcome(ask));
+  if (!isEmpty) welcome?.remove();
+  describeSettings();
+}
+
+// One line below the message box: what differs from the model's own settings.
+function describeSettings() {
+  if (!chat.model) return;
+  const { policy, steps, seed, temperature, max_tokens: length } = settings.values;
+  const parts = [pair.isOn ? null : policyOf({ policy }, chat.model)];
+  if (steps && !pair.isOn) parts.push(`${steps} steps`);
+  if (length) parts.push(`${length} tokens`);
+  if (temperature) parts.push(`temperature ${temperature}`);
+  if (seed) parts.push(`seed ${seed}`);
+  part("hint").textContent = parts.filter(Boolean).join(" · ");
+}
+
+async function save(data) {
+  data.updated = Date.now();
+  try {
+    await history.save(data);
+    await listChats();
+  } catch (error) {
+    part("chat-list-note").textContent = `This browser keeps no chats: ${error.message}`;
+  }
+}
+
+async function listChats() {
+  const chats = await history.list();
+  part("chat-list").replaceChildren(...chats.map(makeEntry));
+}
+
+function makeEntry({ id, title }) {
+  const current = id === chat.data.id ? "true" : null;
+  const open = el("button", { type: "button", class: "entry", text: title, "aria-current": current, on: { click: () => openChat(id) } });
+  const remove = iconButton("trash", `Delete the chat “${title}”`, async () => {
+    await history.remove(id);
+    if (id === chat.data.id) newChat();
+    await listChats();
+  });
+  return el("li", {}, open, remove);
+}
+
+async function openChat(id) {
+  chat.open(await history.read(id));
+  openChats(false);
+  refresh();
+  await listChats();
+}
+
+function newChat() {
+  chat.open({ id: drawSeed() + Date.now(), title: "", turns: [] });
+  openChats(false);
+  refresh();
+  listChats().catch(() => {});
+  question.focus();
+}
+
+function openSettings(isOpen) {
+  part("settings").hidden = !isOpen;
+  part("open-settings").setAttribute("aria-expanded", String(isOpen));
+  document.body.classList.toggle("has-settings", isOpen);
+  if (isOpen) part("settings").querySelector("button, select, input")?.focus();
+  else part("open-settings").focus();
+  shade();
+}
+
+function openChats(isOpen) {
+  document.body.classList.toggle("has-chats", isOpen);
+  part("open-chats").setAttribute("aria-expanded", String(isOpen));
+  shade();
+}
+
+// On a narrow page an open side lies over the chat.
+function shade() {
+  part("shade").hidden = !document.body.matches(".has-settings, .has-chats");
+}
+
+function fitQuestion() {
+  question.style.height = "auto";
+  question.style.height = `${question.scrollHeight}px`;
+}
+
+function togglePair() {
+  pair.toggle(!pair.isOn);
+  part("compare").setAttribute("aria-pressed", String(pair.isOn));
+  describeSettings();
+}
+
+function showTheme(theme) {
+  setIcon(part("theme"), { system: "auto", light: "sun", dark: "moon" }[theme], `Theme: ${theme}`);
+}
+
+const SHORTCUTS = {
+  "/": () => question.focus(),
+  ",": () => openSettings(part("settings").hidden),
+};
+
+function onKey(event) {
+  if (event.key === "Escape" && !part("key").open) return escape();
+  const isTyping = event.target.matches("input, textarea, select");
+  if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (SHORTCUTS[event.key]) {
+    event.preventDefault();
+    SHORTCUTS[event.key]();
+  }
+}
+
+function escape() {
+  if (!part("settings").hidden) openSettings(false);
+  else if (document.body.matches(".has-chats")) openChats(false);
+  else chat.stop();
+}
+
+part("open-chats").append(icon("menu"));
+part("close-chats").append(icon("close"));
+part("compare").append(icon("columns"), el("span", { text: "Side by side" }));
+part("open-settings").append(icon("sliders"), el("span", { text: "Settings" }));
+part("new-chat").prepend(icon("plus"));
+part("open-chats").addEventListener("click", () => openChats(!document.body.matches(".has-chats")));
+part("close-chats").addEventListener("click", () => openChats(false));
+part("new-chat").addEventListener("click", newChat);
+part("compare").addEventListener("click", togglePair);
+part("open-settings").addEventListener("click", () => openSettings(part("settings").hidden));
+part("theme").addEventListener("click", () => showTheme(nextTheme()));
+part("shade").addEventListener("click", () => { openChats(false); if (!part("settings").hidden) openSettings(false); });
+document.addEventListener("keydown", onKey);
+question.addEventListener("input", fitQuestion);
+question.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!chat.isRunning) part("composer").requestSubmit();
+});
+part("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (chat.isRunning) chat.stop();
+  else if (ask(question.value.trim())) {
+    question.value = "";
+    fitQuestion();
+  }
+});
+
+showTheme(applyTheme());
+refresh();
+connect();
+listChats().catch((error) => { part("chat-list-note").textContent = `This browser keeps no chats: ${error.message}`; });
