@@ -143,7 +143,7 @@ export class AnswerCard {
       tools.push(iconButton("colours", "Show how sure each word was", () => this.#toggleColours(), { "aria-pressed": String(wantsColours()) }));
       tools.push(iconButton("download", "Save as a page that replays it", () => exportReplay(answer, this.prompt)));
     }
-    if (answer.summary) tools.push(el("button", { type: "button", class: "text-button", text: "Keep this seed", on: { click: () => actions.keepSeed(answer.seed) } }));
+    if (answer.summary) tools.push(iconButton("pin", "Keep this seed", () => actions.keepSeed(answer.seed)));
     return tools;
   }
 

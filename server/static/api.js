@@ -41,17 +41,20 @@ async function call(path, options = {}) {
 
 async function readRefusal(answer) {
   const body = await answer.json().catch(() => null);
-  const fallback = { message: `The server answered ${answer.status} ${answer.statusText}.` };
+  const state = [body?.status, body?.reason].filter(Boolean).join(": ");
+  const fallback = { message: state || `The server answered ${answer.status} ${answer.statusText}.` };
   return new ApiError(answer.status, body?.error?.message ? body.error : fallback);
 }
 
-export async function readModel() {
+// All models that are served; at least one, or the server is not ready.
+export async function readModels() {
   const { data } = await (await call("v1/models")).json();
-  return data[0];
+  if (data.length === 0) throw new Unreachable("The server has no model yet.");
+  return data;
 }
 
-export async function readHealth() {
-  await call("health", { signal: AbortSignal.timeout(5000) });
+export async function readReadiness() {
+  await call("ready", { signal: AbortSignal.timeout(5000) });
 }
 
 // The request as text. A seed has up to 64 bits, more than a number here can hold, so its

@@ -1,13 +1,16 @@
 // Draws a canvas: masks as soft blocks, words tinted by how unsure the model was. Only positions
-// that changed are touched, at most once per screen refresh.
+// that changed are touched, at most once per screen refresh, and never for more than about half of
+// the page's time.
 import { el } from "./dom.js";
 
 // Masks shown beyond the block in progress; a short answer shall not stand before a wall of them.
 const MASKS_AHEAD = 40;
 // Each breathing mask is a layer of its own for the compositor.
-const MAX_BREATHING = 48;
+const MAX_BREATHING = 24;
 const MASK_WIDTHS = 5;
 const TINTS = 10;
+// A canvas whose drawing takes longer than this leaves the page as much time as it took.
+const CHEAP_MS = 6;
 
 export class CanvasView {
   #cells = [];
@@ -15,6 +18,7 @@ export class CanvasView {
   #state = null;
   #scheduled = 0;
   #window = [0, 0];
+  #restUntil = 0;
 
   constructor({ onPaint = () => {} } = {}) {
     this.root = el("div", { class: "canvas" });
@@ -27,7 +31,21 @@ export class CanvasView {
       this.#state = state;
       this.#shown = [];
     }
-    if (!this.#scheduled) this.#scheduled = requestAnimationFrame(() => this.paint());
+    if (!this.#scheduled) this.#scheduled = requestAnimationFrame((now) => this.#refresh(now));
+  }
+
+  // Thousands of words take a while to break into lines: what came in meanwhile is drawn at once.
+  #refresh(now) {
+    if (now < this.#restUntil) {
+      this.#scheduled = requestAnimationFrame((later) => this.#refresh(later));
+      return;
+    }
+    const start = performance.now();
+    this.paint();
+    // The layout that would follow anyway, so that it counts.
+    void this.root.offsetHeight;
+    const end = performance.now();
+    this.#restUntil = end - start > CHEAP_MS ? end + (end - start) : 0;
   }
 
   paint() {
@@ -56,11 +74,13 @@ export class CanvasView {
   }
 
   #grow(end) {
+    // A cell is a text, the space before its word, and a box. No element around both: the fewer
+    // boxes there are, the less it costs to break them into lines.
     const added = [];
     while (this.#cells.length < end) {
-      const cell = el("span", { class: "cell" }, document.createTextNode(""), el("span"));
+      const cell = { lead: document.createTextNode(""), box: el("span") };
       this.#cells.push(cell);
-      added.push(cell);
+      added.push(cell.lead, cell.box);
     }
     this.root.append(...added);
   }
@@ -72,9 +92,9 @@ export class CanvasView {
     const before = this.#shown[position];
     if (before === look.key) return;
     this.#shown[position] = look.key;
-    cell.firstChild.data = look.lead;
-    cell.lastChild.textContent = look.word;
-    cell.lastChild.className = look.className;
+    cell.lead.data = look.lead;
+    cell.box.textContent = look.word;
+    cell.box.className = look.className;
   }
 }
 
@@ -104,7 +124,7 @@ function describeMask(state, position) {
   const isBreathing = isNear && (length <= MAX_BREATHING || scatter(position) % length < MAX_BREATHING);
   const beat = isBreathing ? ` breathing beat-${scatter(position) % 4}` : "";
   const className = isNear ? `${width} near${beat}` : width;
-  return { key: className, lead: " ", word: "", className };
+  return { key: className, lead: position === 0 ? "" : " ", word: "", className };
 }
 
 function scatter(position) {

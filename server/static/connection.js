@@ -1,5 +1,5 @@
 // Notices when the server is gone and when it is back, and asks for a key when one is wanted.
-import { ApiError, Unreachable, hasKey, readHealth, setKey } from "./api.js";
+import { ApiError, Unreachable, hasKey, readReadiness, setKey } from "./api.js";
 import { el } from "./dom.js";
 
 const RETRY_MS = 1500;
@@ -21,7 +21,7 @@ export class Connection {
 
   async check() {
     try {
-      await readHealth();
+      await readReadiness();
       if (this.#isLost) this.#found();
     } catch (error) {
       this.#lose(error);
@@ -35,7 +35,7 @@ export class Connection {
 
   #lose(error) {
     const text = error instanceof ApiError
-      ? `The server is there but takes no requests: ${error.message}`
+      ? `The server is there but takes no requests (${error.message}).`
       : "The server does not answer. What is on the page stays; looking for it…";
     if (!this.#isLost || this.notice.textContent !== text) {
       this.notice.replaceChildren(el("span", { class: "dot" }), text);

@@ -32,6 +32,7 @@ const ICONS = {
   download: "M12 4v11M7 11l5 5 5-5M5 20h14",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   colours: "M4 7h7v4H4zM14 7h6v4h-6zM4 14h4v4H4zM11 14h9v4h-9z",
+  pin: "M9 4h6l-.8 6 3.3 3.5H6.5L9.8 10zM12 13.5V20",
   check: "M5 12.5l4.5 4.5L19 7.5",
 };
 const SVG = "http://www.w3.org/2000/svg";

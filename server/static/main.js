@@ -1,5 +1,5 @@
 // The page's wiring: finds its parts, connects to the server, listens to keys.
-import { readModel } from "./api.js";
+import { readModels } from "./api.js";
 import { Chat } from "./chat.js";
 import { Connection } from "./connection.js";
 import { el, icon, iconButton, setIcon } from "./dom.js";
@@ -10,11 +10,12 @@ import { drawSeed, policyOf } from "./options.js";
 import { applyTheme, nextTheme } from "./theme.js";
 import { makeWelcome } from "./welcome.js";
 
+const MODEL = "diffusiongpt-model";
 const part = (id) => document.getElementById(id);
 const question = part("question");
 const send = part("send");
 const history = new History();
-const connection = new Connection(part("notice"), part("key"), () => part("model").textContent || connect());
+const connection = new Connection(part("notice"), part("key"), () => chat.model || connect());
 const pair = new Pair(part("pair"));
 const settings = new Settings(part("settings"), { onClose: () => openSettings(false), onChange: describeSettings });
 const chat = new Chat({
@@ -26,28 +27,51 @@ const chat = new Chat({
 
 async function connect() {
   try {
-    const model = await connection.withKey(readModel);
-    chat.model = model;
-    showModel(model);
-    settings.show(model);
-    pair.show(model);
-    refresh();
+    const models = await connection.withKey(readModels);
+    const kept = localStorage.getItem(MODEL);
+    useModel(models.find(({ id }) => id === kept) ?? models[0], models);
   } catch (error) {
     connection.report(error);
     part("hint").textContent = error.message;
   }
 }
 
-function showModel({ id, diffusion }) {
+function useModel(model, models) {
+  chat.model = model;
+  showModel(model, models);
+  settings.show(model);
+  pair.show(model);
+  refresh();
+}
+
+// The name of the model, or a choice where several are served.
+function makeNames({ id }, models) {
+  if (models.length === 1) return el("strong", { text: id });
+  const choose = ({ target }) => {
+    localStorage.setItem(MODEL, target.value);
+    useModel(models.find((each) => each.id === target.value), models);
+  };
+  const names = el("select", { "aria-label": "Model", on: { change: choose } }, ...models.map((each) => el("option", { text: each.id })));
+  names.value = id;
+  return names;
+}
+
+function showModel(model, models) {
+  const { diffusion } = model;
   const millions = diffusion.num_parameters / 1e6;
   const size = millions >= 1000 ? `${(millions / 1000).toFixed(1)} B` : millions >= 1 ? `${millions.toFixed(1)} M` : "";
   const blocks = diffusion.block_length ? `blocks of ${diffusion.block_length}` : "whole canvas";
   const about = [size && `${size} parameters`, blocks].filter(Boolean).join(" · ");
-  part("model").replaceChildren(el("strong", { text: id }), el("span", { text: about }));
+  part("model").replaceChildren(makeNames(model, models), el("span", { text: about }));
 }
 
 function ask(text) {
-  if (!text || chat.isRunning || !chat.model) return false;
+  if (!text || chat.isRunning) return false;
+  if (!chat.model) {
+    // Nobody answered, or a key was wanted and not given: try again, and keep the question.
+    connect();
+    return false;
+  }
   if (settings.complaint) {
     part("hint").textContent = settings.complaint;
     return false;
@@ -59,7 +83,6 @@ function ask(text) {
 function refresh() {
   setIcon(send, chat.isRunning ? "stop" : "send", chat.isRunning ? "Stop" : "Send");
   send.classList.toggle("is-stop", chat.isRunning);
-  send.disabled = !chat.model;
   const isEmpty = chat.isEmpty;
   const welcome = document.querySelector(".welcome");
   if (isEmpty && !welcome) part("scroller").append(makeWelcome(ask));
@@ -71,7 +94,7 @@ function refresh() {
 function describeSettings() {
   if (!chat.model) return;
   const { policy, steps, seed, temperature, max_tokens: length } = settings.values;
-  const parts = [pair.isOn ? null : policyOf({ policy }, chat.model)];
+  const parts = [pair.isOn ? null : `policy ${policyOf({ policy }, chat.model)}`];
   if (steps && !pair.isOn) parts.push(`${steps} steps`);
   if (length) parts.push(`${length} tokens`);
   if (temperature) parts.push(`temperature ${temperature}`);

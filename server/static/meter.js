@@ -5,9 +5,9 @@ export function meterParts(answer) {
   if (!summary) return [];
   const parts = [];
   if (timings) parts.push(`${round(timings.predicted_per_second)} tokens/s`);
-  parts.push(`${summary.nfe} NFE`, `${round(summary.tokens_per_forward)} tokens per forward`);
-  if (timings) parts.push(`${spellSeconds(timings.predicted_ms / 1000)}`);
-  parts.push(summary.policy, `seed ${answer.seed}`);
+  parts.push(`${summary.nfe} NFE`, `${summary.tokens_per_forward.toFixed(2)} tokens per forward`);
+  if (timings) parts.push(spellSeconds(timings.predicted_ms / 1000));
+  parts.push(summary.policy ?? answer.policy, `seed ${answer.seed}`);
   return parts;
 }
 
@@ -18,11 +18,11 @@ export function progressParts(state) {
   return [`step ${state.step}`, `${filled} of ${state.length} filled`];
 }
 
-export function round(number) {
+function round(number) {
   if (number >= 100) return String(Math.round(number));
-  return String(Number(number.toFixed(number >= 10 ? 1 : 2)));
+  return number.toFixed(number >= 10 ? 1 : 2);
 }
 
-export function spellSeconds(seconds) {
+function spellSeconds(seconds) {
   return seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${round(seconds)} s`;
 }

@@ -57,6 +57,7 @@ export function defaultOf(option, model) {
   if (option.name === "block_length") return block_length ?? BLOCK_LENGTH;
   if (option.name === "steps") return "no limit";
   if (option.name === "seed") return "a new one";
+  if (GATES.includes(option.name)) return defaults[option.name] ?? "the policy's own";
   return defaults[option.name] ?? null;
 }
 

@@ -15,8 +15,18 @@ sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 
 
-def canvas_text(stage, nth=0):
-    return stage.page.locator(".canvas").nth(nth).evaluate("node => node.textContent")
+FILLED = """root => [...root.querySelectorAll("span:not(.mask)")]
+    .map((box) => box.previousSibling.data + box.textContent).join("")"""
+
+
+def filled_text(stage, expected):
+    """The text of all filled positions; waits for it to be what is expected."""
+    for _ in range(600):
+        text = stage.page.locator(".canvas").evaluate(FILLED)
+        if text == expected:
+            break
+        stage.page.wait_for_timeout(20)
+    return text
 
 
 def test_masks_turn_into_words_and_the_text_is_the_apis(stage):
@@ -32,7 +42,7 @@ def test_masks_turn_into_words_and_the_text_is_the_apis(stage):
     stage.done()
     expect(page.locator(".prose")).to_have_text(TEXT)
     expect(page.locator(".mask")).to_have_count(0)
-    for part in ("tokens/s", "12 NFE", "1 tokens per forward", "seed 7"):
+    for part in ("tokens/s", "12 NFE", "1.00 tokens per forward", "seed 7"):
         expect(page.locator(".meter")).to_contain_text(part)
     stage.shoot("answer")
 
@@ -74,11 +84,7 @@ def test_every_moment_of_a_replay_shows_what_the_engines_own_replay_shows(stage)
     for moment in moments:
         slider.fill(str(moment))
         expect(stage.page.locator(".player-step")).to_have_text(f"{moment} / 5")
-        shown = stage.page.locator(".cell:has(.word), .cell:not(:has(.mask))")
-        expect(stage.page.locator(".canvas")).to_be_visible() if moment < 5 else None
-        stage.page.evaluate("() => new Promise(requestAnimationFrame)")
-        text = "".join(shown.evaluate_all("all => all.map(n => n.textContent)"))
-        assert text == expected[moment], moment
+        assert filled_text(stage, expected[moment]) == expected[moment], moment
     slider.fill("3")
     expect(stage.page.locator(".word.edited")).to_have_text("two")
 
@@ -253,8 +259,7 @@ def test_what_looks_like_html_stays_text(stage):
     expect(page.locator(".asked-text")).to_have_text(f"{HOSTILE} ?")
     assert page.locator("#turns img, #turns script, #turns a, #turns b").count() == 0
     page.get_by_label("Show how sure each word was").click()
-    page.evaluate("() => new Promise(requestAnimationFrame)")
-    assert canvas_text(stage) == HOSTILE
+    assert filled_text(stage, HOSTILE) == HOSTILE
 
 
 def test_markdown_is_laid_out(stage):
@@ -331,7 +336,7 @@ def test_only_settled_text_is_read_aloud(stage):
     settled = live.text_content()
     assert "Well, hello there".startswith(settled)
     assert page.locator(".canvas").get_attribute("aria-hidden") == "true"
-    assert page.locator("[aria-live] .cell").count() == 0
+    assert page.locator("[aria-live] .canvas").count() == 0
     stage.generator.gate.set()
     stage.done()
 
@@ -355,6 +360,23 @@ def test_a_phone_has_room_for_all_of_it(make_stage, generator, scheme):
         stage.shoot(f"phone_{scheme}")
         page.get_by_role("button", name="Settings", exact=True).click()
         expect(page.get_by_label("Policy", exact=True)).to_be_visible()
+
+
+def test_of_several_models_one_is_chosen(stage):
+    page = stage.page
+    described = page.evaluate("async () => (await (await fetch('v1/models')).json()).data[0]")
+    other = described | {"id": "other", "diffusion": described["diffusion"] | {"block_length": 8}}
+    other["diffusion"]["attention"] = "block_causal"
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [described, other]}))
+    page.reload()
+    page.get_by_label("Model", exact=True).select_option("other")
+    expect(page.locator("#model")).to_contain_text("blocks of 8")
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Mode", exact=True)).to_be_disabled()
+    expect(page.get_by_label("Block length")).to_be_disabled()
+    expect(page.locator("#option-block_length-about")).to_contain_text("trained in blocks of 8")
+    page.reload()
+    expect(page.get_by_label("Model", exact=True)).to_have_value("other")
 
 
 def test_the_theme_can_be_chosen_and_is_kept(stage):

@@ -35,6 +35,13 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab_only(make_stage, generator)
         page.reload()
         expect(page.locator("#model strong")).to_have_text("scripted")
         expect(page.locator("#key")).to_be_hidden()
+        # Declined, it is asked for again when there is something to ask.
+        page.evaluate("() => sessionStorage.clear()")
+        page.reload()
+        page.get_by_role("button", name="Not now").click()
+        stage.ask("hi")
+        expect(page.locator("#key")).to_be_visible()
+        expect(page.get_by_label("Message", exact=True)).to_have_value("hi")
         assert "sesame" not in page.evaluate("() => JSON.stringify({ ...localStorage })")
 
 
@@ -74,6 +81,20 @@ def test_a_page_opened_before_its_server_connects_by_itself(make_stage, generato
         expect(page.locator("#model strong")).to_have_text("scripted")
         stage.ask("hi")
         stage.done()
+
+
+def test_a_server_that_takes_no_requests_yet(make_stage, generator):
+    with serving(generator) as url:
+        stage = make_stage(url)
+        stage.expects_refusals = True
+        page = stage.page
+        expect(page.locator("#model strong")).to_be_visible()
+        loading = '{"status": "loading"}'
+        page.route("**/ready", lambda route: route.fulfill(status=503, body=loading), times=1)
+        page.route("**/v1/models", lambda route: route.fulfill(json={"data": []}), times=1)
+        page.reload()
+        expect(page.locator("#notice")).to_contain_text("takes no requests (loading).")
+        expect(page.locator("#model strong")).to_have_text("scripted")
 
 
 def test_a_stream_that_breaks_in_the_middle(stage):
