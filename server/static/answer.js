@@ -1,7 +1,8 @@
 // One answer on the page: its canvas while it forms, then its text, its meter and its player.
-import { CanvasView } from "./canvas.js";
+import { CanvasView, makePassage } from "./canvas.js";
 import { el, icon, iconButton, setIcon } from "./dom.js";
 import { exportReplay } from "./export.js";
+import { aroundHoles } from "./holes.js";
 import { renderMarkdown } from "./markdown.js";
 import { meterParts, progressParts } from "./meter.js";
 import { Player } from "./player.js";
@@ -23,9 +24,10 @@ export class AnswerCard {
   #player = null;
 
   // `actions`: regenerate(), keepSeed(seed), askAlone(), openSettings(name), and choose() where two stand side by side.
-  constructor(answer, prompt, actions, label = null) {
+  constructor(answer, { prompt, segments }, actions, label = null) {
     this.answer = answer;
     this.prompt = prompt;
+    this.around = segments ? aroundHoles(segments) : null;
     this.actions = actions;
     this.view = new CanvasView({ onPaint: () => this.#afterPaint() });
     this.prose = el("div", { class: "prose" });
@@ -34,8 +36,9 @@ export class AnswerCard {
     this.trouble = el("div", { class: "trouble", role: "alert" });
     this.tools = el("div", { class: "tools" });
     const head = label ? el("h2", { class: "answer-label", text: label }) : null;
-    const body = el("div", { class: "answer-body" }, this.view.root, this.prose, this.settled);
-    this.root = el("section", { class: "answer", "aria-label": label ?? "Answer" }, head, body, this.trouble, this.tools, this.meter);
+    const canvas = this.around ? makePassage(this.view.root, this.around) : this.view.root;
+    const body = el("div", { class: "answer-body" }, canvas, this.prose, this.settled);
+    this.root = el("section", { class: this.around ? "answer filling" : "answer", "aria-label": label ?? "Answer" }, head, body, this.trouble, this.tools, this.meter);
     if (answer.status === "running") this.#showRunning();
     else this.#showDone();
   }
@@ -54,7 +57,8 @@ export class AnswerCard {
     }
     if (chunk.diffusion?.kind === "end") this.answer.summary = chunk.diffusion;
     if (chunk.timings) this.answer.timings = chunk.timings;
-    const content = chunk.choices?.[0]?.delta?.content;
+    const choice = chunk.choices?.[0];
+    const content = choice?.delta?.content ?? choice?.text;
     if (content) this.#settle(content);
   }
 
@@ -85,7 +89,7 @@ export class AnswerCard {
     const { answer } = this;
     this.root.classList.remove("running");
     this.root.removeAttribute("aria-busy");
-    this.prose.replaceChildren(renderMarkdown(answer.content));
+    this.prose.replaceChildren(renderMarkdown(this.#text));
     for (const block of this.prose.querySelectorAll("pre")) addCopy(block);
     // The text itself is there to be read now.
     this.settled.replaceChildren();
@@ -96,7 +100,13 @@ export class AnswerCard {
     // A canvas that was never filled is shown as it was left, masks and all.
     const wantsCanvas = wantsColours() || answer.status !== "done";
     this.view.root.removeAttribute("aria-hidden");
-    this.#look(wantsCanvas && this.#player !== null);
+    this.#look((wantsCanvas || this.around !== null) && this.#player !== null);
+  }
+
+  // An answer's content, or the whole text whose holes were filled.
+  get #text() {
+    const { before, after } = this.around ?? { before: "", after: "" };
+    return before + this.answer.content + after;
   }
 
   #showTrouble() {
@@ -124,7 +134,7 @@ export class AnswerCard {
 
   #showMoment(state, isAtEnd) {
     this.view.show(state);
-    const isOver = isAtEnd && !wantsColours() && this.answer.status === "done";
+    const isOver = isAtEnd && !this.around && !wantsColours() && this.answer.status === "done";
     this.#look(!isOver);
     this.meter.replaceChildren(...spans(isAtEnd ? meterParts(this.answer) : progressParts(state)));
   }
@@ -137,12 +147,12 @@ export class AnswerCard {
     const { answer, actions } = this;
     const tools = [];
     if (actions.choose) tools.push(this.#makeChoice());
-    if (answer.content) tools.push(copyButton(() => answer.content, "Copy the answer"));
+    if (answer.content) tools.push(copyButton(() => this.#text, "Copy the answer"));
     tools.push(iconButton("again", "Write it again", actions.regenerate));
-    if (this.#player) {
+    if (this.#player && !this.around) {
       tools.push(iconButton("colours", "Show how sure each word was", () => this.#toggleColours(), { "aria-pressed": String(wantsColours()) }));
-      tools.push(iconButton("download", "Save as a page that replays it", () => exportReplay(answer, this.prompt)));
     }
+    if (this.#player) tools.push(iconButton("download", "Save as a page that replays it", () => exportReplay(answer, this.prompt, this.around)));
     if (answer.summary) tools.push(iconButton("pin", "Keep this seed", () => actions.keepSeed(answer.seed)));
     return tools;
   }

@@ -65,8 +65,8 @@ function spell(body, seed) {
 }
 
 // The chunks of an answer, one after another; `onHeaders` is called once before the first.
-export async function* streamChat(body, { seed, signal, onHeaders }) {
-  const answer = await call("v1/chat/completions", {
+export async function* streamAnswer(path, body, { seed, signal, onHeaders }) {
+  const answer = await call(path, {
     method: "POST",
     headers: { "content-type": "application/json" },
     body: spell(body, seed),

@@ -98,6 +98,11 @@ export class CanvasView {
   }
 }
 
+// A canvas within the given texts that it fills the hole between.
+export function makePassage(canvas, { before, after }) {
+  return el("div", { class: "passage" }, before, canvas, after);
+}
+
 function visibleEnd(state) {
   if (state.isEnded) return state.end;
   const isWhole = !state.blockLength || state.blockLength >= state.length;

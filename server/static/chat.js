@@ -1,7 +1,8 @@
 // A chat: turns of one question and one answer (or two side by side), asked, stopped, asked again.
 import { AnswerCard, newAnswer } from "./answer.js";
-import { ApiError, BrokenStream, Unreachable, streamChat } from "./api.js";
+import { ApiError, BrokenStream, Unreachable, streamAnswer } from "./api.js";
 import { el, iconButton } from "./dom.js";
+import { parseHoles, showHoles } from "./holes.js";
 import { drawSeed, policyOf, toRequest } from "./options.js";
 
 const NEAR_BOTTOM = 60;
@@ -45,8 +46,9 @@ export class Chat {
     this.#follow();
   }
 
-  send(text) {
-    const turn = { prompt: text, answers: [], chosen: 0 };
+  // `segments`: the text is no question but has holes to fill.
+  send(text, segments = null) {
+    const turn = { prompt: text, segments, answers: [], chosen: 0 };
     this.data.turns.push(turn);
     this.data.title ||= text.slice(0, 80);
     this.#ask(turn, this.#variants());
@@ -69,20 +71,20 @@ export class Chat {
     this.#place(turn);
     this.#isFollowing = true;
     this.#follow();
-    const messages = this.#messagesUpTo(turn);
-    const runs = turn.answers.map((answer) => this.#run(answer, messages));
+    const prompt = turn.segments ? { segments: turn.segments } : { messages: this.#messagesUpTo(turn) };
+    const runs = turn.answers.map((answer) => this.#run(answer, prompt));
     // By the time they end, another chat may be open; what is kept is the one they belong to.
     const { data } = this;
     this.onChange(data);
     Promise.all(runs).then(() => this.onChange(data));
   }
 
-  async #run(answer, messages) {
+  async #run(answer, prompt) {
     const controller = new AbortController();
     const card = this.#cards.get(answer);
     this.#controllers.add(controller);
     try {
-      await this.connection.withKey(() => this.#read(answer, card, messages, controller.signal));
+      await this.connection.withKey(() => this.#read(answer, card, prompt, controller.signal));
       card.finish("done");
     } catch (error) {
       this.connection.report(error);
@@ -92,13 +94,16 @@ export class Chat {
     }
   }
 
-  async #read(answer, card, messages, signal) {
+  async #read(answer, card, prompt, signal) {
     const request = toRequest(answer.values, this.model);
-    const body = { model: this.model.id, messages, stream: true, ...request };
+    const body = { model: this.model.id, ...prompt, stream: true, ...request };
+    // Holes have their own lengths.
+    if (prompt.segments) delete body.max_tokens;
+    const path = prompt.segments ? "v1/infill" : "v1/chat/completions";
     body.diffusion = { ...request.diffusion, frames: "delta" };
     const started = performance.now();
     const onHeaders = (headers) => { answer.seed = headers.get("x-diffusiongpt-seed") ?? answer.seed; };
-    for await (const chunk of streamChat(body, { seed: answer.seed, signal, onHeaders })) {
+    for await (const chunk of streamAnswer(path, body, { seed: answer.seed, signal, onHeaders })) {
       card.take(chunk, performance.now() - started);
     }
   }
@@ -108,6 +113,7 @@ export class Chat {
     const messages = system ? [{ role: "system", content: system }] : [];
     for (const before of this.data.turns) {
       if (before === turn) break;
+      if (before.segments) continue;
       const { content } = before.answers[before.chosen];
       // A question that got no answer is no part of what the model is told.
       if (content) messages.push({ role: "user", content: before.prompt }, { role: "assistant", content });
@@ -126,6 +132,7 @@ export class Chat {
     const after = this.data.turns.splice(this.data.turns.indexOf(turn) + 1);
     for (const dropped of after) this.#nodes.get(dropped).remove();
     turn.prompt = text;
+    turn.segments = turn.segments && parseHoles(text);
     this.#ask(turn, this.#variants());
   }
 
@@ -144,7 +151,7 @@ export class Chat {
 
   #makeCard(turn, answer, index) {
     const isPair = turn.answers.length > 1;
-    const card = new AnswerCard(answer, turn.prompt, {
+    const card = new AnswerCard(answer, turn, {
       regenerate: () => this.isRunning || this.#again(turn),
       keepSeed: (seed) => this.settings.set("seed", seed),
       askAlone: () => this.onNewChat(turn.prompt),
@@ -166,19 +173,23 @@ export class Chat {
   }
 
   #makeQuestion(turn) {
-    const text = el("div", { class: "asked-text", text: turn.prompt, tabindex: turn.prompt.length > 1500 ? "0" : null });
+    const shown = turn.segments ? showHoles(turn.segments) : [turn.prompt];
+    const text = el("div", { class: "asked-text", tabindex: turn.prompt.length > 1500 ? "0" : null }, ...shown);
     const edit = iconButton("pencil", "Edit and send again", () => this.isRunning || question.replaceWith(this.#makeEditor(turn, question)));
     const question = el("div", { class: "asked", role: "group", "aria-label": "Question" }, edit, text);
     return question;
   }
 
   #makeEditor(turn, question) {
-    const area = el("textarea", { "aria-label": "Edit the question", rows: 3 });
+    const area = el("textarea", { "aria-label": "Edit the question", rows: 3, on: { input: () => area.setCustomValidity("") } });
     area.value = turn.prompt;
     const cancel = () => editor.replaceWith(question);
     const submit = (event) => {
       event.preventDefault();
-      if (area.value.trim() && !this.isRunning) this.#editAndResend(turn, area.value.trim());
+      const text = area.value.trim();
+      const isHoleless = turn.segments && !parseHoles(text);
+      area.setCustomValidity(isHoleless ? "There is no hole to fill." : "");
+      if (area.reportValidity() && text && !this.isRunning) this.#editAndResend(turn, text);
     };
     const editor = el("form", { class: "editor", on: { submit } }, area, el("div", { class: "row-end" },
       el("button", { type: "button", class: "line-button", text: "Cancel", on: { click: cancel } }),

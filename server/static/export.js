@@ -5,10 +5,10 @@ import { el } from "./dom.js";
 const MODULES = ["dom.js", "replay.js", "canvas.js", "player.js", "meter.js", "standalone.js"];
 const STYLES = ["theme.css", "canvas.css"];
 
-export async function exportReplay(answer, prompt) {
+export async function exportReplay(answer, prompt, around) {
   const read = async (name) => (await fetch(new URL(`./${name}`, import.meta.url))).text();
   const [modules, styles] = await Promise.all([MODULES, STYLES].map((names) => Promise.all(names.map(read))));
-  const page = buildPage(answer, prompt, modules, styles);
+  const page = buildPage({ prompt, around, answer }, modules, styles);
   const link = el("a", { download: `diffusiongpt-${answer.seed}.html` });
   link.href = URL.createObjectURL(new Blob([page], { type: "text/html" }));
   link.click();
@@ -20,10 +20,10 @@ function join(modules) {
   return modules.map((source) => source.replace(/^import .*$/gm, "").replace(/^export /gm, "")).join("\n");
 }
 
-function buildPage(answer, prompt, modules, styles) {
-  const { values, ...kept } = answer;
+function buildPage(run, modules, styles) {
+  const { values, ...answer } = run.answer;
   // No text of a model or a user can end the script element: there is no "<" in it.
-  const data = JSON.stringify({ prompt, answer: kept }).replaceAll("<", "\\u003c");
+  const data = JSON.stringify({ ...run, answer }).replaceAll("<", "\\u003c");
   const nonce = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   const policy = `default-src 'none'; script-src 'nonce-${nonce}'; style-src 'nonce-${nonce}'; base-uri 'none'; form-action 'none'`;
   return `<!doctype html>

@@ -4,6 +4,7 @@ import { Chat } from "./chat.js";
 import { Connection } from "./connection.js";
 import { el, icon, iconButton, setIcon } from "./dom.js";
 import { History } from "./history.js";
+import { HoleMaker, parseHoles } from "./holes.js";
 import { Pair } from "./pair.js";
 import { Settings } from "./settings.js";
 import { drawSeed, policyOf } from "./options.js";
@@ -17,11 +18,12 @@ const send = part("send");
 const history = new History();
 const connection = new Connection(part("notice"), part("key"), () => chat.model || connect());
 const pair = new Pair(part("pair"));
+const holes = new HoleMaker(part("holes"), question);
 const settings = new Settings(part("settings"), { onClose: () => openSettings(false), onChange: describeSettings });
 const chat = new Chat({
   root: part("turns"), scroller: part("scroller"), settings, connection, pair,
   onChange: (data) => { save(data); refresh(); },
-  onNewChat: (text) => { newChat(); ask(text); },
+  onNewChat: (text) => { newChat(); toggleHoles(false); ask(text); },
   openSettings: (name) => { openSettings(true); settings.point(name); },
 });
 
@@ -41,6 +43,10 @@ function useModel(model, models) {
   showModel(model, models);
   settings.show(model);
   pair.show(model);
+  const { attention } = model.diffusion;
+  // Nothing after a hole is seen by a model that writes block by block.
+  part("fill").hidden = attention !== "bidirectional";
+  if (attention !== "bidirectional") toggleHoles(false);
   refresh();
 }
 
@@ -76,7 +82,12 @@ function ask(text) {
     part("hint").textContent = settings.complaint;
     return false;
   }
-  chat.send(text);
+  const segments = holes.isOn ? parseHoles(text) : null;
+  if (holes.isOn && !segments) {
+    part("hint").textContent = "There is no hole to fill: select words and make one.";
+    return false;
+  }
+  chat.send(text, segments);
   return true;
 }
 
@@ -85,7 +96,7 @@ function refresh() {
   send.classList.toggle("is-stop", chat.isRunning);
   const isEmpty = chat.isEmpty;
   const welcome = document.querySelector(".welcome");
-  if (isEmpty && !welcome) part("scroller").append(makeWelcome(ask));
+  if (isEmpty && !welcome) part("scroller").append(makeWelcome((text) => { toggleHoles(false); ask(text); }));
   if (!isEmpty) welcome?.remove();
   describeSettings();
 }
@@ -174,6 +185,11 @@ function togglePair() {
   describeSettings();
 }
 
+function toggleHoles(isOn) {
+  holes.toggle(isOn);
+  part("fill").setAttribute("aria-pressed", String(isOn));
+}
+
 function showTheme(theme) {
   setIcon(part("theme"), { system: "auto", light: "sun", dark: "moon" }[theme], `Theme: ${theme}`);
 }
@@ -201,6 +217,7 @@ function escape() {
 
 part("open-chats").append(icon("menu"));
 part("close-chats").append(icon("close"));
+part("fill").append(icon("hole"), el("span", { text: "Fill holes" }));
 part("compare").append(icon("columns"), el("span", { text: "Side by side" }));
 part("open-settings").append(icon("sliders"), el("span", { text: "Settings" }));
 part("new-chat").prepend(icon("plus"));
@@ -209,6 +226,7 @@ part("close-chats").addEventListener("click", () => openChats(false));
 part("new-chat").addEventListener("click", newChat);
 part("compare").addEventListener("click", togglePair);
 part("open-settings").addEventListener("click", () => openSettings(part("settings").hidden));
+part("fill").addEventListener("click", () => toggleHoles(!holes.isOn));
 part("theme").addEventListener("click", () => showTheme(nextTheme()));
 part("shade").addEventListener("click", () => { openChats(false); if (!part("settings").hidden) openSettings(false); });
 document.addEventListener("keydown", onKey);

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from diffusiongpt.engine.canvas import Hole, Infill
 from diffusiongpt.engine.replay import Replay
 
 from scripted import ORDER, SCREENSHOTS, TEXT, WORDS, serving, words_in_order, write_frames
@@ -108,7 +109,7 @@ def test_an_answer_plays_again_and_can_be_paused(stage):
 
 def test_stop_keeps_what_had_settled_and_ends_the_request(stage):
     stage.generator.frames = None
-    stage.generator.text, stage.generator.hold_at = "A long story", 8
+    stage.generator.texts, stage.generator.hold_at = ["A long story"], 8
     stage.ask("hi")
     expect(stage.page.locator(".word").nth(3)).to_be_visible()
     stage.page.get_by_label("Stop", exact=True).click()
@@ -138,7 +139,7 @@ def test_the_chat_so_far_is_told_and_a_question_can_be_edited(stage):
     stage.page.locator(".editor").get_by_role("button", name="Send").click()
     stage.done(1)
     assert [m["content"] for m in stage.generator.messages] == ["third"]
-    stage.generator.text, stage.generator.frames = "Another", None
+    stage.generator.texts, stage.generator.frames = ["Another"], None
     stage.page.get_by_label("Write it again").click()
     expect(stage.page.locator(".prose")).to_have_text("Another")
 
@@ -214,6 +215,42 @@ def test_side_by_side_asks_twice_with_one_seed(stage):
     stage.shoot("side_by_side")
 
 
+def test_holes_are_filled_between_given_texts(stage):
+    page = stage.page
+    page.get_by_role("button", name="Fill holes").click()
+    stage.ask("no hole here")
+    expect(page.locator("#hint")).to_contain_text("There is no hole to fill")
+    area = page.get_by_label("Message", exact=True)
+    area.fill("Once a cat sat on the wall.")
+    area.evaluate("area => area.setSelectionRange(7, 14)")
+    page.get_by_role("button", name="Make a hole").click()
+    expect(area).to_have_value("Once a ⟦2⟧ on the wall.")
+    stage.generator.frames = write_frames(words_in_order(["dog", " ran"], [1, 0]), 2)
+    stage.generator.hold_at = 2
+    page.keyboard.press("Enter")
+    expect(page.locator(".word")).to_have_text("ran")
+    stage.shoot("filling")
+    stage.generator.gate.set()
+    stage.done()
+    assert stage.generator.prompts == [Infill("Once a ", Hole(2), " on the wall.")]
+    expect(page.locator(".passage")).to_have_text("Once a dog ran on the wall.")
+    expect(page.locator(".hole")).to_have_text("2")
+    page.get_by_label("Copy the answer").click()
+    expect(page.get_by_label("Copied")).to_be_visible()
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    assert copied == "Once a dog ran on the wall."
+    page.get_by_label("Write it again").click()
+    stage.done()
+    assert stage.generator.prompts[0] == stage.generator.prompts[1]
+    page.get_by_label("Step", exact=True).fill("1")
+    expect(page.locator(".mask")).to_have_count(1)
+    # A text with holes is no part of the chat.
+    page.get_by_role("button", name="Fill holes").click()
+    stage.ask("hi")
+    stage.done(2)
+    assert [m["content"] for m in stage.generator.messages] == ["hi"]
+
+
 def test_a_run_is_saved_as_a_page_that_replays_it_alone(stage, browser):
     frames = [*words_in_order(WORDS[:-1], list(range(len(WORDS) - 1)), 4)]
     frames.append(([(len(WORDS) - 1, "</script><img src=x onerror=alert(1)>", 0.5, "unmask")], ()))
@@ -249,7 +286,7 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> [a](javascript:
 
 def test_what_looks_like_html_stays_text(stage):
     stage.generator.frames = None
-    stage.generator.text = HOSTILE
+    stage.generator.texts = [HOSTILE]
     stage.ask(f"{HOSTILE} ?")
     stage.done()
     page = stage.page
@@ -264,10 +301,10 @@ def test_what_looks_like_html_stays_text(stage):
 
 def test_markdown_is_laid_out(stage):
     stage.generator.frames = None
-    stage.generator.text = (
+    stage.generator.texts = [
         "# Title\n\nA *soft* **strong** `x<y` ~~no~~.\n\n1. one\n2. two\n   - deep\n\n> said\n\n"
         "| a | b |\n|---|---|\n| 1 | 2 |\n\n---\n\n```py\nif a < b:\n    pass\n```\n"
-    )
+    ]
     stage.ask("hi")
     stage.done()
     prose = stage.page.locator(".prose")
@@ -328,7 +365,7 @@ def test_the_keyboard_is_enough(stage):
 
 def test_only_settled_text_is_read_aloud(stage):
     stage.generator.frames = None
-    stage.generator.text, stage.generator.hold_at = "Well, hello there", 15
+    stage.generator.texts, stage.generator.hold_at = ["Well, hello there"], 15
     stage.ask("hi")
     page = stage.page
     expect(page.locator(".word").nth(9)).to_be_visible()
@@ -373,6 +410,7 @@ def test_of_several_models_one_is_chosen(stage):
     expect(page.locator("#model")).to_contain_text("blocks of 8")
     page.get_by_role("button", name="Settings").click()
     expect(page.get_by_label("Mode", exact=True)).to_be_disabled()
+    expect(page.get_by_role("button", name="Fill holes")).to_be_hidden()
     expect(page.get_by_label("Block length")).to_be_disabled()
     expect(page.locator("#option-block_length-about")).to_contain_text("trained in blocks of 8")
     page.reload()
