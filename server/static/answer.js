@@ -148,7 +148,7 @@ export class AnswerCard {
     const tools = [];
     if (actions.choose) tools.push(this.#makeChoice());
     if (answer.content) tools.push(copyButton(() => this.#text, "Copy the answer"));
-    tools.push(iconButton("again", "Write it again", actions.regenerate));
+    if (answer.status === "done") tools.push(iconButton("again", "Write it again", actions.regenerate));
     if (this.#player && !this.around) {
       tools.push(iconButton("colours", "Show how sure each word was", () => this.#toggleColours(), { "aria-pressed": String(wantsColours()) }));
     }

@@ -16,7 +16,7 @@ const part = (id) => document.getElementById(id);
 const question = part("question");
 const send = part("send");
 const history = new History();
-const connection = new Connection(part("notice"), part("key"), () => chat.model || connect());
+const connection = new Connection(part("notice"), part("key"), connect);
 const pair = new Pair(part("pair"));
 const holes = new HoleMaker(part("holes"), question);
 const settings = new Settings(part("settings"), { onClose: () => openSettings(false), onChange: describeSettings });

@@ -3,11 +3,14 @@
 import { el } from "./dom.js";
 
 const FENCE = /^(`{3,}|~{3,})\s*([\w+-]*)/;
-const HEADING = /^(#{1,6})\s+(.*?)\s*#*\s*$/;
+const HEADING = /^(#{1,6}) +(\S.*)$/;
 const RULE = /^ {0,3}([-*_])( *\1){2,}\s*$/;
 const BULLET = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const QUOTE = /^ {0,3}>\s?(.*)$/;
 const TABLE_LINE = /^\s*\|?(\s*:?-+:?\s*\|)+\s*:?-*:?\s*$/;
+
+// No emphasis is longer than this, so that a text of nothing but marks costs no quadratic search.
+const LONGEST_INLINE = 1000;
 
 export function renderMarkdown(text) {
   const fragment = document.createDocumentFragment();
@@ -37,8 +40,12 @@ function renderBlock(lines, index, depth) {
   if (RULE.test(line)) return [el("hr"), index + 1];
   if (QUOTE.test(line) && depth < 4) return renderQuote(lines, index, depth);
   if (BULLET.test(line) && depth < 4) return renderList(lines, index, depth);
-  if (line.includes("|") && TABLE_LINE.test(lines[index + 1] ?? "")) return renderTable(lines, index);
+  if (line.includes("|") && isTableLine(lines[index + 1] ?? "")) return renderTable(lines, index);
   return renderParagraph(lines, index);
+}
+
+function isTableLine(line) {
+  return line.length < LONGEST_INLINE && TABLE_LINE.test(line);
 }
 
 function renderFence(lines, index, [, mark, language]) {
@@ -101,11 +108,11 @@ function startsBlock(line) {
 }
 
 const INLINE = [
-  [/^(`+)(.+?)\1(?!`)/s, (match) => el("code", { text: match[2].trim() })],
+  [/^(`{1,8})(?!`)(.+?)\1(?!`)/s, (match) => el("code", { text: match[2].trim() })],
   [/^\*\*(?=\S)(.+?\S|\S)\*\*/s, (match) => el("strong", {}, ...inline(match[1]))],
   [/^\*(?=[^\s*])(.*?[^\s*])\*(?!\*)/s, (match) => el("em", {}, ...inline(match[1]))],
   [/^~~(?=\S)(.+?)~~/s, (match) => el("s", {}, ...inline(match[1]))],
-  [/^!?\[([^\]]*)\]\(([^)\s]*)[^)]*\)/, (match) => el("span", { class: "link" }, ...inline(match[1]), ` (${match[2]})`)],
+  [/^!?\[([^\]]*)\]\(([^)\s]*)(?:\s[^)]*)?\)/, (match) => el("span", { class: "link" }, ...inline(match[1]), ` (${match[2]})`)],
   [/^\\([\\`*_~[\]()#>!|.-])/, (match) => document.createTextNode(match[1])],
 ];
 const SPECIAL = /[`*~[!\\]/;
@@ -119,23 +126,23 @@ function inline(text) {
     const ahead = skip < 0 ? rest.length : skip;
     plain += rest.slice(0, ahead);
     rest = rest.slice(ahead);
-    const found = rest && findInline(rest);
+    if (!rest) break;
+    const found = findInline(rest);
     if (found) {
       if (plain) nodes.push(document.createTextNode(plain));
       plain = "";
       nodes.push(found.node);
       rest = rest.slice(found.length);
     } else {
-      plain += rest.slice(0, 1);
-      rest = rest.slice(1);
+      // A run of the same mark that opens nothing is passed over at once.
+      const [run] = rest.match(/^(.)\1*/s);
+      plain += run;
+      rest = rest.slice(run.length);
     }
   }
   if (plain) nodes.push(document.createTextNode(plain));
   return nodes;
 }
-
-// No emphasis is longer than this, so that a text of nothing but stars costs no quadratic search.
-const LONGEST_INLINE = 1000;
 
 function findInline(text) {
   const near = text.slice(0, LONGEST_INLINE);

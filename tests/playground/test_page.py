@@ -326,6 +326,42 @@ def test_markdown_is_laid_out(stage):
     stage.shoot("markdown")
 
 
+# Each made for a search that would try everything at every place.
+TEDIOUS = [
+    "*",
+    "a`",
+    "[",
+    "_",
+    " ",
+    "* a",
+    "**a ",
+    "` a",
+    "[a](",
+    "#  ",
+    "| ",
+    "|-",
+    "- ",
+    "> ",
+    "~~a",
+]
+
+
+def test_tedious_texts_are_laid_out_at_once_and_whole(stage):
+    counts = stage.page.evaluate(
+        """async (parts) => {
+            const { renderMarkdown } = await import("./static/markdown.js");
+            const start = performance.now();
+            const whole = parts.map((part) => part.repeat(20000 / part.length) + "x")
+                .filter((text) => renderMarkdown(text).textContent.endsWith("x"));
+            return [performance.now() - start, whole.length];
+        }""",
+        TEDIOUS,
+    )
+    assert counts[1] == len(TEDIOUS)
+    # A tenth of a second on a quiet machine; hours, if one were quadratic twice over.
+    assert counts[0] < 30_000
+
+
 def test_chats_are_kept_and_come_back_with_their_replays(stage):
     stage.ask("Tell me about the cat.")
     stage.done()
