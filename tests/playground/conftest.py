@@ -23,6 +23,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT_MS = 30_000
+FILLED = """root => [...root.querySelectorAll("span:not(.mask)")]
+    .map((box) => box.previousSibling.data + box.textContent).join("")"""
 
 
 # A module's and not longer: while it lives, its event loop is the main thread's, and tests that
@@ -59,6 +61,15 @@ class Stage:
         """Wait until so many answers stand, none of them running."""
         sync_api.expect(self.page.locator(".answer")).to_have_count(count)
         sync_api.expect(self.page.locator(".answer.running")).to_have_count(0)
+
+    def filled_text(self, expected: str) -> str:
+        """The text of all filled positions; waits for it to be what is expected."""
+        for _ in range(600):
+            text = self.page.locator(".canvas").first.evaluate(FILLED)
+            if text == expected:
+                break
+            self.page.wait_for_timeout(20)
+        return text
 
     def shoot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

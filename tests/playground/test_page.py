@@ -16,20 +16,6 @@ sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 
 
-FILLED = """root => [...root.querySelectorAll("span:not(.mask)")]
-    .map((box) => box.previousSibling.data + box.textContent).join("")"""
-
-
-def filled_text(stage, expected):
-    """The text of all filled positions; waits for it to be what is expected."""
-    for _ in range(600):
-        text = stage.page.locator(".canvas").evaluate(FILLED)
-        if text == expected:
-            break
-        stage.page.wait_for_timeout(20)
-    return text
-
-
 def test_masks_turn_into_words_and_the_text_is_the_apis(stage):
     stage.generator.hold_at = 6
     stage.ask("Tell me about the cat.")
@@ -85,7 +71,7 @@ def test_every_moment_of_a_replay_shows_what_the_engines_own_replay_shows(stage)
     for moment in moments:
         slider.fill(str(moment))
         expect(stage.page.locator(".player-step")).to_have_text(f"{moment} / 5")
-        assert filled_text(stage, expected[moment]) == expected[moment], moment
+        assert stage.filled_text(expected[moment]) == expected[moment], moment
     slider.fill("3")
     expect(stage.page.locator(".word.edited")).to_have_text("two")
 
@@ -296,7 +282,7 @@ def test_what_looks_like_html_stays_text(stage):
     expect(page.locator(".asked-text")).to_have_text(f"{HOSTILE} ?")
     assert page.locator("#turns img, #turns script, #turns a, #turns b").count() == 0
     page.get_by_label("Show how sure each word was").click()
-    assert filled_text(stage, HOSTILE) == HOSTILE
+    assert stage.filled_text(HOSTILE) == HOSTILE
 
 
 def test_markdown_is_laid_out(stage):
