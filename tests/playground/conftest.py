@@ -19,7 +19,10 @@ from scripted import (
     write_frames,
 )
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+try:
+    from playwright import sync_api
+except ImportError:
+    sync_api = None
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT_MS = 30_000
@@ -31,6 +34,8 @@ FILLED = """root => [...root.querySelectorAll("span:not(.mask)")]
 # bring their own loop cannot run.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
+    if sync_api is None:
+        pytest.skip("playwright is not installed")
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
