@@ -64,7 +64,8 @@ def main() -> None:
     options = parse_arguments(__doc__, length=2000, words=4)
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
-        sys.exit("no Chromium is installed (Debian: apt-get install chromium)")
+        sys.stderr.write("no Chromium is installed (Debian: apt-get install chromium)\n")
+        return
     lengths = (32, 64) if options.quick else (512, options.length)
     with serve_page() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(

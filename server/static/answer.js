@@ -16,7 +16,8 @@ const ABOUT_STATUS = {
 };
 
 export function newAnswer(values, policy, seed) {
-  return { values, policy, seed, recording: newRecording(), content: "", status: "running", error: null, summary: null, timings: null };
+  const nothingYet = { content: "", status: "running", error: null, summary: null, timings: null };
+  return { values, policy, seed, recording: newRecording(), ...nothingYet };
 }
 
 export class AnswerCard {
@@ -38,7 +39,8 @@ export class AnswerCard {
     const head = label ? el("h2", { class: "answer-label", text: label }) : null;
     const canvas = this.around ? makePassage(this.view.root, this.around) : this.view.root;
     const body = el("div", { class: "answer-body" }, canvas, this.prose, this.settled);
-    this.root = el("section", { class: this.around ? "answer filling" : "answer", "aria-label": label ?? "Answer" }, head, body, this.trouble, this.tools, this.meter);
+    const parts = [head, body, this.trouble, this.tools, this.meter];
+    this.root = el("section", { class: "answer", "aria-label": label ?? "Answer" }, ...parts);
     if (answer.status === "running") this.#showRunning();
     else this.#showDone();
   }
@@ -145,21 +147,31 @@ export class AnswerCard {
 
   #makeTools() {
     const { answer, actions } = this;
-    const tools = [];
-    if (actions.choose) tools.push(this.#makeChoice());
+    const tools = actions.choose ? [this.#makeChoice()] : [];
+    const add = (...tool) => tools.push(iconButton(...tool));
     if (answer.content) tools.push(copyButton(() => this.#text, "Copy the answer"));
-    if (answer.status === "done") tools.push(iconButton("again", "Write it again", actions.regenerate));
+    if (answer.status === "done") add("again", "Write it again", actions.regenerate);
     if (this.#player && !this.around) {
-      tools.push(iconButton("colours", "Show how sure each word was", () => this.#toggleColours(), { "aria-pressed": String(wantsColours()) }));
+      const isOn = { "aria-pressed": String(wantsColours()) };
+      add("colours", "Show how sure each word was", () => this.#toggleColours(), isOn);
     }
-    if (this.#player) tools.push(iconButton("download", "Save as a page that replays it", () => exportReplay(answer, this.prompt, this.around)));
-    if (answer.summary) tools.push(iconButton("pin", "Keep this seed", () => actions.keepSeed(answer.seed)));
+    if (this.#player) add("download", "Save as a page that replays it", () => this.#export());
+    if (answer.summary) add("pin", "Keep this seed", () => actions.keepSeed(answer.seed));
     return tools;
   }
 
   #makeChoice() {
-    const button = el("button", { type: "button", class: "text-button choose", on: { click: this.actions.choose } }, icon("check"), "Go on with this");
-    return button;
+    const about = { type: "button", class: "text-button choose", on: { click: this.actions.choose } };
+    return el("button", about, icon("check"), "Go on with this");
+  }
+
+  // The page that is saved is made of files of this one, which a server that is gone cannot send.
+  async #export() {
+    try {
+      await exportReplay(this.answer, this.prompt, this.around);
+    } catch {
+      this.trouble.replaceChildren(el("p", { text: "The page was not saved: the server does not answer." }));
+    }
   }
 
   #toggleColours() {

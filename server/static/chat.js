@@ -181,7 +181,8 @@ export class Chat {
   }
 
   #makeEditor(turn, question) {
-    const area = el("textarea", { "aria-label": "Edit the question", rows: 3, on: { input: () => area.setCustomValidity("") } });
+    const isFine = () => area.setCustomValidity("");
+    const area = el("textarea", { "aria-label": "Edit the question", rows: 3, on: { input: isFine } });
     area.value = turn.prompt;
     const cancel = () => editor.replaceWith(question);
     const submit = (event) => {

@@ -6,7 +6,11 @@ const MODULES = ["dom.js", "replay.js", "canvas.js", "player.js", "meter.js", "s
 const STYLES = ["theme.css", "canvas.css"];
 
 export async function exportReplay(answer, prompt, around) {
-  const read = async (name) => (await fetch(new URL(`./${name}`, import.meta.url))).text();
+  const read = async (name) => {
+    const file = await fetch(new URL(`./${name}`, import.meta.url));
+    if (!file.ok) throw new Error(`${name} could not be read`);
+    return file.text();
+  };
   const [modules, styles] = await Promise.all([MODULES, STYLES].map((names) => Promise.all(names.map(read))));
   const page = buildPage({ prompt, around, answer }, modules, styles);
   const link = el("a", { download: `diffusiongpt-${answer.seed}.html` });
@@ -24,7 +28,7 @@ function buildPage(run, modules, styles) {
   const { values, ...answer } = run.answer;
   // No text of a model or a user can end the script element: there is no "<" in it.
   const data = JSON.stringify({ ...run, answer }).replaceAll("<", "\\u003c");
-  const nonce = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const nonce = Array.from(crypto.getRandomValues(new Uint32Array(4)), (number) => number.toString(36)).join("");
   const policy = `default-src 'none'; script-src 'nonce-${nonce}'; style-src 'nonce-${nonce}'; base-uri 'none'; form-action 'none'`;
   return `<!doctype html>
 <html lang="en">

@@ -1,7 +1,9 @@
 // Keeps chats in this browser's IndexedDB, recordings and all, so that any answer can be replayed.
+// Titles have a store of their own: the list of chats shall not read every recording.
 
 const DATABASE = "diffusiongpt";
-const STORE = "chats";
+const CHATS = "chats";
+const TITLES = "titles";
 
 export class History {
   #opening;
@@ -11,33 +13,40 @@ export class History {
     this.#opening.catch(() => {});
   }
 
-  // Chats without their turns, newest first; rejects where the browser keeps nothing.
+  // Titles, newest first; rejects where the browser keeps nothing.
   async list() {
-    const chats = await this.#ask("readonly", (store) => store.getAll());
-    return chats.sort((a, b) => b.updated - a.updated).map(({ id, title, updated }) => ({ id, title, updated }));
+    const titles = await settle((await this.#stores("readonly"))[TITLES].getAll());
+    return titles.sort((a, b) => b.updated - a.updated);
   }
 
   async read(id) {
-    return this.#ask("readonly", (store) => store.get(id));
+    return settle((await this.#stores("readonly"))[CHATS].get(id));
   }
 
   async save(chat) {
-    return this.#ask("readwrite", (store) => store.put(chat));
+    const { id, title, updated } = chat;
+    const stores = await this.#stores("readwrite");
+    stores[CHATS].put(chat);
+    return settle(stores[TITLES].put({ id, title, updated }));
   }
 
   async remove(id) {
-    return this.#ask("readwrite", (store) => store.delete(id));
+    const stores = await this.#stores("readwrite");
+    stores[CHATS].delete(id);
+    return settle(stores[TITLES].delete(id));
   }
 
-  async #ask(mode, action) {
-    const database = await this.#opening;
-    return settle(action(database.transaction(STORE, mode).objectStore(STORE)));
+  async #stores(mode) {
+    const transaction = (await this.#opening).transaction([CHATS, TITLES], mode);
+    return { [CHATS]: transaction.objectStore(CHATS), [TITLES]: transaction.objectStore(TITLES) };
   }
 }
 
 async function open() {
   const request = indexedDB.open(DATABASE, 1);
-  request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
+  request.onupgradeneeded = () => {
+    for (const name of [CHATS, TITLES]) request.result.createObjectStore(name, { keyPath: "id" });
+  };
   return settle(request);
 }
 

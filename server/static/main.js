@@ -57,7 +57,8 @@ function makeNames({ id }, models) {
     localStorage.setItem(MODEL, target.value);
     useModel(models.find((each) => each.id === target.value), models);
   };
-  const names = el("select", { "aria-label": "Model", on: { change: choose } }, ...models.map((each) => el("option", { text: each.id })));
+  const options = models.map((each) => el("option", { text: each.id }));
+  const names = el("select", { "aria-label": "Model", on: { change: choose } }, ...options);
   names.value = id;
   return names;
 }
@@ -130,7 +131,8 @@ async function listChats() {
 
 function makeEntry({ id, title }) {
   const current = id === chat.data.id ? "true" : null;
-  const open = el("button", { type: "button", class: "entry", text: title, "aria-current": current, on: { click: () => openChat(id) } });
+  const about = { type: "button", class: "entry", "aria-current": current };
+  const open = el("button", { ...about, text: title, on: { click: () => openChat(id) } });
   const remove = iconButton("trash", `Delete the chat “${title}”`, async () => {
     await history.remove(id);
     if (id === chat.data.id) newChat();

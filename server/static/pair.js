@@ -40,7 +40,8 @@ export class Pair {
       placeholder: defaultOf(OPTIONS.find(({ name }) => name === "steps"), model), on: { input: keep("steps") },
     });
     steps.value = variant.steps;
-    return el("div", { class: "variant" }, el("span", { class: "letter", text: letter }), policy, steps, el("span", { class: "fine", text: "steps" }));
+    const name = el("span", { class: "letter", text: letter });
+    return el("div", { class: "variant" }, name, policy, steps, el("span", { class: "fine", text: "steps" }));
   }
 }
 

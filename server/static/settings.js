@@ -21,8 +21,10 @@ export class Settings {
     this.#fields.clear();
     const groups = [...new Set(OPTIONS.map((option) => option.group))];
     this.root.replaceChildren(
-      el("div", { class: "side-head" }, el("h2", { text: "Settings" }), iconButton("close", "Close settings", () => this.onClose())),
-      el("p", { class: "fine", text: "Empty fields leave the choice to the model. Answers keep the settings they were made with." }),
+      el("div", { class: "side-head" },
+        el("h2", { text: "Settings" }),
+        iconButton("close", "Close settings", () => this.onClose())),
+      el("p", { class: "fine", text: "Empty fields leave the choice to the model." }),
       ...groups.map((group) => this.#group(group)),
       el("button", { type: "button", class: "line-button", text: "Back to the model's own", on: { click: () => this.#reset() } }),
       keyHelp(),
@@ -123,7 +125,8 @@ function explain(option, values, model) {
 }
 
 function keyHelp() {
-  const keys = [["Enter", "send"], ["Shift Enter", "new line"], ["Esc", "stop, or close this"], ["/", "write"], [",", "settings"]];
+  const send = [["Enter", "send"], ["Shift Enter", "new line"]];
+  const keys = [...send, ["Esc", "stop, or close this"], ["/", "write"], [",", "settings"]];
   const rows = keys.flatMap(([key, text]) => [el("dt", {}, el("kbd", { text: key })), el("dd", { text })]);
   return el("dl", { class: "keys", "aria-label": "Keys" }, ...rows);
 }

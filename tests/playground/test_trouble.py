@@ -62,6 +62,8 @@ def test_a_server_that_is_gone_and_comes_back(make_stage, generator):
     stage.done(2)
     expect(page.locator("#notice")).to_contain_text("The server does not answer.")
     stage.shoot("server_gone")
+    page.get_by_label("Save as a page that replays it").first.click()
+    expect(page.locator(".trouble").first).to_contain_text("The page was not saved")
     generator.gate.set()
     with serving(generator, port=port):
         expect(page.locator("#notice")).to_contain_text("The server is back.")
