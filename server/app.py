@@ -20,6 +20,7 @@ from diffusiongpt.server.metrics import Metrics, metrics_routes
 from diffusiongpt.server.middleware import RequestRecords
 from diffusiongpt.server.models import Models, model_routes
 from diffusiongpt.server.openapi import describe
+from diffusiongpt.server.playground import playground_routes
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
 
@@ -55,6 +56,7 @@ def create_app(
     app.include_router(model_routes(models))
     app.include_router(health_routes(models, state))
     app.include_router(metrics_routes(metrics))
+    app.include_router(playground_routes())
     describe(app)
     _surround(app, read_api_keys(settings), settings, state, metrics)
     return app

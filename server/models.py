@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.server.errors import ApiError
 from diffusiongpt.server.generator import Generator
 
@@ -87,6 +88,7 @@ def _describe(info: ModelInfo, created: int) -> dict[str, Any]:
             "block_length": info.block_length,
             "max_tokens": info.max_tokens,
             "num_parameters": info.num_parameters,
+            "policies": {name: {"adaptive": each.adaptive} for name, each in PRESETS.items()},
             "defaults": {
                 "policy": defaults.policy,
                 "temperature": defaults.temperature,

@@ -1,0 +1,52 @@
+// A text with holes: written as ⟦8⟧ for eight positions to fill, or made of selected words.
+import { el, icon } from "./dom.js";
+
+const HOLE = /⟦\s*(\d{1,5})\s*⟧/;
+const LETTERS_PER_TOKEN = 4;
+const NEW_LENGTH = 8;
+
+// Texts and { mask: length }, in order; null without a hole.
+export function parseHoles(text) {
+  const segments = text.split(HOLE).map((part, index) => (index % 2 ? { mask: Number(part) } : part));
+  return segments.length < 2 ? null : segments.filter((part) => part !== "");
+}
+
+// What stands before the first hole and after the last one.
+export function aroundHoles(segments) {
+  const isHole = (part) => typeof part !== "string";
+  const first = segments.findIndex(isHole);
+  const last = segments.findLastIndex(isHole);
+  return { before: segments.slice(0, first).join(""), after: segments.slice(last + 1).join("") };
+}
+
+// The same on the page, holes as small blocks that tell their length.
+export function showHoles(segments) {
+  return segments.map((part) => (typeof part === "string" ? part : el("span", { class: "hole", text: `${part.mask}` })));
+}
+
+// The line above the message box while a text with holes is written.
+export class HoleMaker {
+  constructor(root, area) {
+    this.root = root;
+    this.area = area;
+    this.isOn = false;
+    root.replaceChildren(
+      el("button", { type: "button", class: "line-button", on: { click: () => this.#dig() } }, icon("hole"), "Make a hole"),
+      el("p", { class: "fine", text: "Select words to fill anew, or write ⟦8⟧ for a hole of 8 positions." }),
+    );
+  }
+
+  toggle(isOn) {
+    this.isOn = isOn;
+    this.root.hidden = !isOn;
+    this.area.placeholder = isOn ? "A text with a hole…" : "Ask for a story…";
+  }
+
+  #dig() {
+    const { selectionStart: start, selectionEnd: end } = this.area;
+    const length = Math.ceil((end - start) / LETTERS_PER_TOKEN) || NEW_LENGTH;
+    this.area.setRangeText(`⟦${length}⟧`, start, end, "end");
+    this.area.focus();
+    this.area.dispatchEvent(new Event("input"));
+  }
+}
