@@ -28,11 +28,11 @@ class EngineConfig:
         head_chunk: rows that go through the output head at once; bounds the logits' memory.
         max_waiting: requests that may wait for a slot.
         cache_blocks: keep the keys and values of settled blocks (block-causal models; exact).
-        compile: compile the layers at load (needs a C++ compiler and some seconds); large
-            batches then take about two thirds of the time.
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
             alike (exact; needs `cache_blocks`); 0 keeps none, None is 512 MiB, or 0 when
             `deterministic`, for a forward of another shape rounds differently.
+        compile: compile the layers at load (needs a C++ compiler and some seconds); large
+            batches then take about two thirds of the time.
         deterministic: pad every forward to `token_budget` tokens and every head call to
             `head_chunk` rows, so that a request's tokens are bit for bit the same in any
             company. Slower.
@@ -50,8 +50,8 @@ class EngineConfig:
     head_chunk: int = 512
     max_waiting: int = 256
     cache_blocks: bool = True
-    compile: bool = False
     prefix_cache_bytes: int | None = None
+    compile: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:

@@ -26,8 +26,8 @@ from diffusiongpt.engine.params import GenerationParams
 
 SECTION_VERSION = 1
 
-# Fields of GenerationParams that only a request can know.
-_PER_REQUEST = {"seed", "stop", "watch"}
+# Fields of GenerationParams that only a request can know, or must ask for itself.
+_PER_REQUEST = {"seed", "stop", "watch", "cache"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
@@ -13,6 +14,7 @@ from diffusiongpt.engine.policies import PRESETS
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
+CacheName = Literal["off", "prefix", "dual"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,10 @@ class GenerationParams:
             a choice (1 is off).
         logprobs: None, or how many of the most likely tokens come with each committed token and
             its log-probability (`logprobs.py` says what that is).
+        cache: an approximation for bidirectional models, never on unless asked for: while a block
+            is denoised, what the model keeps of the rest of the canvas is as old as the block's
+            first step; "prefix": of what lies before the block, "dual": before and after it.
+            None and "off": nothing is approximated (block-causal models keep what is exact).
         stop: strings that end the completion and are not part of it.
         ignore_eos: an end-of-text token does not end the completion.
         watch: whether frames carry every position's text, not only the settled text.
@@ -58,6 +64,7 @@ class GenerationParams:
     entropy_bound: float | None = None
     gap: int | None = None
     logprobs: int | None = None
+    cache: CacheName | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     watch: bool = False
@@ -81,6 +88,9 @@ class GenerationParams:
         _check_number("entropy_bound", self.entropy_bound, 0.0, math.inf)
         _check_integer("gap", self.gap, 1, None)
         _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.cache is not None and self.cache not in get_args(CacheName):
+            accepted = ", ".join(get_args(CacheName))
+            raise InvalidRequest(f"cache must be one of {accepted}, got {self.cache!r}", "cache")
         self._check_stop()
 
     def _check_stop(self) -> None:
