@@ -17,6 +17,7 @@ KEYS = {
     "bench_single.py": ("times_faster", "median"),
     "bench_batch.py": ("times_the_rate", "median"),
     "bench_cache.py": ("times_faster", "median"),
+    "bench_approx_cache.py": ("times_faster", "dual", "median"),
     "bench_forward.py": ("bundled", "share_of_large_product"),
 }
 

@@ -241,7 +241,9 @@ def test_a_cache_of_a_window_that_moves_is_refused():
 
 
 def test_nothing_is_approximated_unless_the_request_asks(tmp_path: Path):
-    assert toy_engine(two_layers()).prepare([1], GenerationParams(max_tokens=8)).params.cache == "off"
+    assert (
+        toy_engine(two_layers()).prepare([1], GenerationParams(max_tokens=8)).params.cache == "off"
+    )
     write_modernbert(tmp_path, section={"sampler": {"cache": "dual"}})
     with pytest.raises(LoadError, match="unknown key 'cache'"):
         load_model(tmp_path)
