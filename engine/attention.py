@@ -200,12 +200,12 @@ class Tile:
 
 
 @lru_cache(maxsize=_CACHED_TILINGS)
-def _tiles(begin: int, length: int, limits: Limits) -> tuple[Tile, ...]:
-    """The queries begin..length of a segment, tile by tile."""
+def _tiles(begin: int, end: int, length: int, limits: Limits) -> tuple[Tile, ...]:
+    """The queries begin..end of a segment of `length` keys, tile by tile."""
     if limits.window is None and limits.block_length is None:
-        return (Tile(begin, length, 0, length),)
-    starts = range(begin, length, _TILE)
-    stops = (min(start + _TILE, length) for start in starts)
+        return (Tile(begin, end, 0, length),)
+    starts = range(begin, end, _TILE)
+    stops = (min(start + _TILE, end) for start in starts)
     return tuple(
         Tile(start, stop, *limits.keys(start, stop, length))
         for start, stop in zip(starts, stops, strict=True)
@@ -215,9 +215,10 @@ def _tiles(begin: int, length: int, limits: Limits) -> tuple[Tile, ...]:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, limits: Limits, scaling: float, num_before: int
 ) -> Tensor:
-    """(n, H, L, D) to (n, L, H, D); keys and values have `num_before` positions more in front."""
+    """(n, H, L, D) to (n, L, H, D); keys and values have `num_before` positions more in front,
+    and may have some behind."""
     outputs = []
-    for tile in _tiles(num_before, key.shape[2], limits):
+    for tile in _tiles(num_before, num_before + query.shape[2], key.shape[2], limits):
         keys = slice(tile.first, tile.last)
         output = F.scaled_dot_product_attention(
             query[:, :, tile.start - num_before : tile.stop - num_before],

@@ -36,6 +36,8 @@ class EngineConfig:
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
             alike (exact; needs `cache_blocks`); 0 keeps none, None is 512 MiB, or 0 when
             `deterministic`, for a forward of another shape rounds differently.
+        compile: compile the layers at load (needs a C++ compiler and some seconds); large
+            batches then take about two thirds of the time.
         deterministic: pad every forward to `token_budget` tokens and every head call to
             `head_chunk` rows, so that a request's tokens are bit for bit the same in any
             company. Slower.

@@ -85,6 +85,7 @@ class Engine:
             max_waiting=config.max_waiting,
             uses_cache=caches_blocks(model, config),
             pages=self._new_pages(),
+            logit_shift=model.logit_shift,
         )
 
     @classmethod

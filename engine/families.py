@@ -28,8 +28,8 @@ SECTION_VERSION = 1
 # A special token that has no text: a model that may edit deletes a token by writing this one.
 DELETE_TOKEN = "<|delete|>"
 
-# Fields of GenerationParams that only a request can know.
-_PER_REQUEST = {"seed", "stop", "watch"}
+# Fields of GenerationParams that only a request can know, or must ask for itself.
+_PER_REQUEST = {"seed", "stop", "watch", "cache"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from diffusiongpt.engine.slots import SlotRows, SlotTable
 class Window:
     """The canvas positions start..stop of a slot that the model computes in this step.
 
-    With a cache it sees those before them as well, and positions count from the canvas's start;
+    With a cache it sees what that keeps as well, and positions count from the canvas's start;
     without one they count from `start`.
     """
 

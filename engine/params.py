@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
@@ -15,6 +16,7 @@ MAX_STABLE = 256
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
+CacheName = Literal["off", "prefix", "dual"]
 MAX_BIASED = 1024
 MAX_TOP_K = 2**31 - 1
 
@@ -88,6 +90,10 @@ class GenerationParams:
         edits: whether filled positions of the block may get another token, and when; None is
             the policy's own way, True the defaults of `EditParams`. Only for models that
             predict filled positions. Text settles when its block is done.
+        cache: an approximation for bidirectional models, never on unless asked for: while a block
+            is denoised, what the model keeps of the rest of the canvas is as old as the block's
+            first step; "prefix": of what lies before the block, "dual": before and after it.
+            None and "off": nothing is approximated (block-causal models keep what is exact).
         stop: strings that end the completion and are not part of it.
         ignore_eos: an end-of-text token does not end the completion.
         watch: whether frames carry every position's text, not only the settled text.
@@ -116,6 +122,7 @@ class GenerationParams:
     gap: int | None = None
     logprobs: int | None = None
     edits: bool | EditParams | None = None
+    cache: CacheName | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     watch: bool = False
@@ -153,6 +160,9 @@ class GenerationParams:
             raise InvalidRequest(
                 f"edits must be true, false or EditParams, got {self.edits!r}", "edits"
             )
+        if self.cache is not None and self.cache not in get_args(CacheName):
+            accepted = ", ".join(get_args(CacheName))
+            raise InvalidRequest(f"cache must be one of {accepted}, got {self.cache!r}", "cache")
         self._check_stop()
         self._check_bias()
 

@@ -220,6 +220,7 @@ def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: Mo
     if params.gap is not None and params.gap > MAX_GAP:
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
     blocks = _plan_blocks(canvas, params, info)
+    _check_cache(params, blocks, info)
     steps = canvas.num_masked if params.steps is None else params.steps
     num_blocks = sum(
         None in canvas.region[start - blocks.prompt_length : end - blocks.prompt_length]
@@ -256,6 +257,8 @@ def fill_defaults(params: GenerationParams, info: ModelInfo) -> GenerationParams
                 filled[name] = getattr(defaults, name)
     if params.block_length is None:
         filled["block_length"] = defaults.block_length
+    if params.cache is None:
+        filled["cache"] = "off"
     if params.seed is None:
         filled["seed"] = secrets.randbits(63)
     return params.replace(**filled)
@@ -327,6 +330,23 @@ def _plan_blocks(canvas: Canvas, params: GenerationParams, info: ModelInfo) -> B
         _check_infill(blocks)
     _check_context(blocks, full_canvas=full_canvas)
     return blocks
+
+
+def _check_cache(params: GenerationParams, blocks: BlockPlan, info: ModelInfo) -> None:
+    if params.cache in (None, "off"):
+        return
+    if info.attention == "block_causal":
+        raise InvalidRequest(
+            f"cache must be off or absent, because {info.name} is block-causal and keeps its "
+            f"settled blocks exactly, got {params.cache!r}",
+            "cache",
+        )
+    if not blocks.fits_context:
+        raise InvalidRequest(
+            f"cache needs prompt and max_tokens within the context of {info.context_length}, "
+            f"got {blocks.end} tokens with cache={params.cache!r}",
+            "cache",
+        )
 
 
 def _check_infill(blocks: BlockPlan) -> None:

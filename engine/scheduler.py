@@ -39,7 +39,7 @@ class Running:
         unsent: what changed since the last frame, position to token id or None for a mask.
             recorded: the tokens with their log-probabilities. num_recorded: commits so far.
             unsent_logprobs: those that were asked for, of the same tokens.
-        cache: keys and values of settled blocks, where the model has them.
+        cache: keys and values that are kept from step to step, if any are.
         page: where the path of its settled blocks ends in the shared pages, while it has one.
         cached_tokens: tokens of the prompt that came from shared pages.
     """
@@ -78,9 +78,11 @@ class Running:
     def window(self) -> Window:
         """What the model computes of the canvas in the next step."""
         start, stop = self.request.blocks.window(self.block_end)
-        if self.cache is not None:
-            return Window(self.slot, self.cache.length, stop, self.cache)
-        return Window(self.slot, start, stop)
+        if self.cache is None:
+            return Window(self.slot, start, stop)
+        if self.cache.extent:
+            stop = self.block_end
+        return Window(self.slot, self.cache.length, stop, self.cache)
 
     def note_forward(self, step: int, is_open: bool) -> None:
         """Note that a forward took the block to `step`; it saw all settled blocks clean."""
@@ -88,8 +90,7 @@ class Running:
         self.is_open = is_open
         self.nfe += 1
         if self.cache is not None:
-            block_length = self.request.blocks.block_length
-            self.cache.length = self.block_start // block_length * block_length
+            self.cache.note_forward(self.block_start, self.request.blocks.block_length)
 
     def fill(self, changes: Sequence[TokenChange], stop_ids: frozenset[int]) -> None:
         """Note what changed: tokens committed, replaced, or taken back."""
@@ -175,6 +176,7 @@ class Scheduler:
         max_waiting: bound of the line.
         uses_cache: whether requests keep the keys and values of their settled blocks.
         pages: settled blocks that requests share, if they do.
+        logit_shift: whether the logits at a position predict the next one.
     """
 
     table: SlotTable
@@ -183,6 +185,7 @@ class Scheduler:
     max_waiting: int
     uses_cache: bool = False
     pages: PageStore | None = None
+    logit_shift: bool = False
     waiting: WaitingLine = field(default_factory=WaitingLine)
     running: dict[str, Running] = field(default_factory=dict)
 
@@ -242,12 +245,17 @@ class Scheduler:
         return running
 
     def _open_cache(self, running: Running) -> None:
-        """Give a request its cache, begun with the blocks of its prompt that are known."""
+        """Give a request its cache; an exact one begins with what is known of its prompt."""
         request = running.request
+        capacity = request.blocks.window(request.blocks.end)[1]
+        kind = request.params.cache
+        if kind == "prefix" or kind == "dual":
+            running.cache = SlotCache(capacity, kind, lead=int(self.logit_shift))
+            return
         # A window that moves gives its tokens new positions, and with them new keys.
         if not self.uses_cache or not request.blocks.fits_context:
             return
-        running.cache = SlotCache(request.blocks.window(request.blocks.end)[1])
+        running.cache = SlotCache(capacity)
         if self.pages is None:
             return
         running.page = self.pages.take(request.prompt)
@@ -277,6 +285,8 @@ class Scheduler:
         running.block_step = 0
         running.is_open = True
         running.block_start, running.block_end = start, blocks.block_end(start)
+        if running.cache is not None:
+            running.cache.enter_block()
         origin = len(running.request.prompt)
         running.block_masked = running.filled.count(0, start - origin, running.block_end - origin)
         steps_left = running.request.steps - running.step_base
