@@ -2,6 +2,7 @@
 
 tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
 train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
+           --dry-run        says what the run costs; --explain-batch[=STEP] shows one batch
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
@@ -15,24 +16,46 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from diffusiongpt.training.config import ConfigError, DataConfig, load_config
+from diffusiongpt.training.config import ConfigError, DataConfig, TrainingConfig, load_config
 
 
 def _train(arguments: list[str]) -> None:
     from diffusiongpt.training.run import train
 
-    if not arguments or arguments[0].startswith("--"):
-        raise ConfigError("train needs a configuration file: train CONFIG.yaml --key value")
-    _say(f"wrote {train(load_config(arguments[0], arguments[1:]))}")
+    _run("train", arguments, train)
 
 
 def _sft(arguments: list[str]) -> None:
     from diffusiongpt.training.run import sft
 
+    _run("sft", arguments, sft)
+
+
+def _run(command: str, arguments: list[str], train: Callable[[TrainingConfig], Path]) -> None:
+    """Train, or with --dry-run or --explain-batch[=STEP] only say what would be done."""
+    from diffusiongpt.training.run import report_cost, show_batch
+
     if not arguments or arguments[0].startswith("--"):
-        raise ConfigError("sft needs a configuration file: sft CONFIG.yaml --key value")
-    _say(f"wrote {sft(load_config(arguments[0], arguments[1:]))}")
+        raise ConfigError(
+            f"{command} needs a configuration file: {command} CONFIG.yaml --key value"
+        )
+    wishes = {"--dry-run", "--explain-batch"}
+    asked = {flag: step for flag, _, step in (each.partition("=") for each in arguments)}
+    rest = [each for each in arguments[1:] if each.partition("=")[0] not in wishes]
+    config = load_config(arguments[0], rest)
+    if "--explain-batch" in asked:
+        step = asked["--explain-batch"] or "0"
+        if not step.isdigit():
+            raise ConfigError(f"--explain-batch takes a step, got {step!r}")
+        for line in show_batch(config, int(step)):
+            _say(line)
+    if "--dry-run" in asked:
+        for line in report_cost(config):
+            _say(line)
+    if not asked.keys() & wishes:
+        _say(f"wrote {train(config)}")
 
 
 def _tokenizer(arguments: list[str]) -> None:

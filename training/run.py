@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from diffusiongpt.training.config import ConfigError, DataConfig, TrainingConfig
 from diffusiongpt.training.data import (
     RowDataset,
     build_dataset,
-    find_file,
     load_store,
-    read_records,
 )
 from diffusiongpt.training.denoiser import Denoiser, build_network
+from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
 from diffusiongpt.training.evaluate import Bound, evaluate_bound, score_rows, token_byte_lengths
+from diffusiongpt.training.explain import explain_batch
 from diffusiongpt.training.export import check_folder, export_folder
 from diffusiongpt.training.ngram import NgramModel
+from diffusiongpt.training.sources import open_records
 from diffusiongpt.training.tokenizer import (
     DELETE,
     END_OF_TEXT,
@@ -64,7 +66,7 @@ def make_tokenizer(
 
     def texts() -> Iterator[str]:
         for name in files:
-            for record in read_records(find_file(data_dir, name)):
+            for record in open_records(name, data_dir):
                 if "text" in record:
                     yield record["text"]
                 else:
@@ -98,10 +100,9 @@ def build_denoiser(config: TrainingConfig, tokenizer: Any) -> Denoiser:
     return denoiser
 
 
-def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
-    """Everything a run needs, ready to train."""
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    dataset = build_dataset(
+def load_rows(config: TrainingConfig, tokenizer: Any) -> RowDataset:
+    """The rows that a configuration trains on."""
+    return build_dataset(
         config.data,
         config.stage,
         config.diffusion.objective,
@@ -109,9 +110,18 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
         tokenizer,
         config.run.seed,
     )
+
+
+def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
+    """Everything a run needs, ready to train."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    dataset = load_rows(config, tokenizer)
     logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
+    denoiser = build_denoiser(config, tokenizer)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    config = with_ratio(config, count_parameters(denoiser.network), processes)
     trainer = DiffusionTrainer(
-        build_denoiser(config, tokenizer),
+        denoiser,
         config,
         train_dataset=dataset,
         data_collator=default_data_collator,
@@ -122,6 +132,17 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     trainer.add_callback(ClockCallback(trainer.clock, run.save_every_minutes))
     trainer.add_callback(ProgressCallback(trainer.clock, tokens, run.progress_bar))
     return trainer
+
+
+def report_cost(config: TrainingConfig) -> Iterator[str]:
+    """What a run will cost, line by line; nothing is written."""
+    yield from dry_run(make_trainer(config))
+
+
+def show_batch(config: TrainingConfig, step: int) -> Iterator[str]:
+    """One batch as step `step` corrupts it, line by line; no network is made."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    yield from explain_batch(config, load_rows(config, tokenizer), tokenizer, step)
 
 
 def train(config: TrainingConfig) -> Path:
@@ -166,7 +187,7 @@ def evaluation_rows(
     name: str, data: DataConfig, denoiser: Denoiser, tokenizer: Any, seed: int
 ) -> RowDataset:
     """One file as rows: chats as prompts and answers, texts as texts."""
-    first = next(read_records(find_file(data.data_dir, name)))
+    first = next(open_records(name, data.data_dir), {})
     stage = "sft" if "messages" in first else "pretrain"
     only = dataclasses.replace(data, mix={name: 1.0}, generated_chats=0, story_requests=0.0)
     return build_dataset(only, stage, denoiser.objective, denoiser.block_length, tokenizer, seed)
