@@ -4,6 +4,7 @@ tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
 train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
            --dry-run        says what the run costs; --explain-batch[=STEP] shows one batch
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N]
+           --endings --infill --curve --fit FILE...   [--max_tokens N] [--count N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
 convert    SOURCE OUT       a pretrained encoder or decoder, made ready for `train`
@@ -74,7 +75,7 @@ def _tokenizer(arguments: list[str]) -> None:
 
 
 def _eval(arguments: list[str]) -> None:
-    from diffusiongpt.training.run import evaluate
+    from diffusiongpt.training.run import evaluate, judge_generation
 
     parser = _parser("eval")
     parser.add_argument("folder")
@@ -82,8 +83,26 @@ def _eval(arguments: list[str]) -> None:
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--max_rows", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    for wish in ("endings", "infill", "curve"):
+        parser.add_argument(f"--{wish}", action="append_const", dest="wishes", const=wish)
+    parser.add_argument("--fit", nargs="+", default=[])
+    parser.add_argument("--max_tokens", type=int, default=128)
+    parser.add_argument("--count", type=int, default=64)
     options = parser.parse_args(arguments)
     data = DataConfig(data_dir=options.data_dir, cache_dir=options.cache_dir)
+    if options.wishes:
+        for line in judge_generation(
+            options.folder,
+            options.files,
+            data,
+            options.wishes,
+            options.fit,
+            options.max_tokens,
+            options.count,
+            options.seed,
+        ):
+            _say(line)
+        return
     for name in options.files:
         bounds = evaluate(
             options.folder, [name], data, options.draws, options.max_rows, options.seed

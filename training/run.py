@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
 from diffusiongpt.training.evaluate import Bound, evaluate_bound, score_rows, token_byte_lengths
 from diffusiongpt.training.explain import explain_batch
 from diffusiongpt.training.export import check_folder, export_folder
+from diffusiongpt.training.generation import (
+    CURVE_HEADER,
+    load_engine,
+    measure_endings,
+    measure_infilling,
+    quality_curve,
+    stop_ids_of,
+)
 from diffusiongpt.training.ngram import NgramModel
 from diffusiongpt.training.sources import open_records
 from diffusiongpt.training.tokenizer import (
@@ -231,12 +239,7 @@ def ngram_baseline(
     denoiser, tokenizer = load_denoiser(folder)
     special = special_ids(tokenizer)
     endings = (special[END_OF_TEXT], special[IM_END])
-    known = (
-        np.append(store[index].ids, special[END_OF_TEXT])
-        for store in (load_store(name, data, tokenizer, "pretrain") for name in fit)
-        for index in range(len(store))
-    )
-    model = NgramModel(order, len(tokenizer)).fit(known)
+    model = fit_ngram(tokenizer, fit, data, order)
     data = dataclasses.replace(data, max_seq_length=denoiser.network.config.max_position_embeddings)
     lengths = token_byte_lengths(tokenizer)
     return {
@@ -245,6 +248,51 @@ def ngram_baseline(
         )
         for name in files
     }
+
+
+def fit_ngram(tokenizer: Any, fit: Sequence[str], data: DataConfig, order: int = 5) -> NgramModel:
+    """An n-gram of the names `fit` under a tokenizer."""
+    end = special_ids(tokenizer)[END_OF_TEXT]
+    stores = (load_store(name, data, tokenizer, "pretrain") for name in fit)
+    known = (np.append(store[index].ids, end) for store in stores for index in range(len(store)))
+    return NgramModel(order, len(tokenizer)).fit(known)
+
+
+def judge_generation(
+    folder: str | Path,
+    files: Sequence[str],
+    data: DataConfig,
+    wishes: Collection[str],
+    fit: Sequence[str] = (),
+    max_tokens: int = 128,
+    count: int = 64,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Lines on what a folder writes; `wishes` are of endings, curve and infill.
+
+    The curve needs `fit`, the names that the judging n-gram learns.
+    """
+    if "curve" in wishes and not fit:
+        raise ConfigError("--curve needs --fit FILE...: what the judging n-gram learns")
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(f"there is no model folder {str(folder)!r}")
+    tokenizer, engine = load_tokenizer(str(folder)), load_engine(folder)
+    stop, where = stop_ids_of(folder), data.data_dir
+    for name in files:
+        if "endings" in wishes:
+            shares = measure_endings(engine, tokenizer, stop, name, where, max_tokens, count, seed)
+            yield f"{name}: endings: {shares}"
+        if "infill" in wishes:
+            score = measure_infilling(engine, tokenizer, name, where, count=count, seed=seed)
+            yield f"{name}: infill: {score}"
+        if "curve" in wishes:
+            model = fit_ngram(tokenizer, fit, data)
+            yield f"{name}: {count} texts continued by {max_tokens} tokens"
+            yield CURVE_HEADER
+            for point in quality_curve(
+                engine, tokenizer, stop, model, name, where, max_tokens, count, seed=seed
+            ):
+                yield str(point)
 
 
 def export(
