@@ -49,7 +49,6 @@ class FamilySpec:
         stop_token_ids: None takes the config's `eos_token_id`, and `stop`.
         stop: texts of further stop tokens, looked up in the tokenizer.
         never_emit_token_ids: ids that are never drawn, next to the mask.
-        edits: the model was trained to replace visible tokens that are wrong.
         sampler: defaults, as fields of `GenerationParams`.
         rename: (pattern, replacement) regular expressions from the checkpoint's weight names
             to the native class's, each applied to every name in this order.
@@ -70,7 +69,6 @@ class FamilySpec:
     stop_token_ids: tuple[int, ...] | None = None
     stop: tuple[str, ...] = ()
     never_emit_token_ids: tuple[int, ...] = ()
-    edits: bool = False
     sampler: Mapping[str, Any] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
     is_mixture: bool = False
@@ -324,6 +322,5 @@ _SECTION_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "logit_shift": (lambda value: isinstance(value, bool), "true or false"),
     "stop_token_ids": (_are_ids, "a list of token ids"),
     "never_emit_token_ids": (_are_ids, "a list of token ids"),
-    "edits": (lambda value: isinstance(value, bool), "true or false"),
     "sampler": (lambda value: isinstance(value, Mapping), "an object"),
 }

@@ -2,7 +2,9 @@
 
 tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
 train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
+           --dry-run        says what the run costs; --explain-batch[=STEP] shows one batch
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N]
+           --endings --infill --curve --fit FILE...   [--max_tokens N] [--count N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
 convert    SOURCE OUT       a pretrained encoder or decoder, made ready for `train`
@@ -15,24 +17,46 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from diffusiongpt.training.config import ConfigError, DataConfig, load_config
+from diffusiongpt.training.config import ConfigError, DataConfig, TrainingConfig, load_config
 
 
 def _train(arguments: list[str]) -> None:
     from diffusiongpt.training.run import train
 
-    if not arguments or arguments[0].startswith("--"):
-        raise ConfigError("train needs a configuration file: train CONFIG.yaml --key value")
-    _say(f"wrote {train(load_config(arguments[0], arguments[1:]))}")
+    _run("train", arguments, train)
 
 
 def _sft(arguments: list[str]) -> None:
     from diffusiongpt.training.run import sft
 
+    _run("sft", arguments, sft)
+
+
+def _run(command: str, arguments: list[str], train: Callable[[TrainingConfig], Path]) -> None:
+    """Train, or with --dry-run or --explain-batch[=STEP] only say what would be done."""
+    from diffusiongpt.training.run import report_cost, show_batch
+
     if not arguments or arguments[0].startswith("--"):
-        raise ConfigError("sft needs a configuration file: sft CONFIG.yaml --key value")
-    _say(f"wrote {sft(load_config(arguments[0], arguments[1:]))}")
+        raise ConfigError(
+            f"{command} needs a configuration file: {command} CONFIG.yaml --key value"
+        )
+    wishes = {"--dry-run", "--explain-batch"}
+    asked = {flag: step for flag, _, step in (each.partition("=") for each in arguments)}
+    rest = [each for each in arguments[1:] if each.partition("=")[0] not in wishes]
+    config = load_config(arguments[0], rest)
+    if "--explain-batch" in asked:
+        step = asked["--explain-batch"] or "0"
+        if not step.isdigit():
+            raise ConfigError(f"--explain-batch takes a step, got {step!r}")
+        for line in show_batch(config, int(step)):
+            _say(line)
+    if "--dry-run" in asked:
+        for line in report_cost(config):
+            _say(line)
+    if not asked.keys() & wishes:
+        _say(f"wrote {train(config)}")
 
 
 def _tokenizer(arguments: list[str]) -> None:
@@ -51,7 +75,7 @@ def _tokenizer(arguments: list[str]) -> None:
 
 
 def _eval(arguments: list[str]) -> None:
-    from diffusiongpt.training.run import evaluate
+    from diffusiongpt.training.run import evaluate, judge_generation
 
     parser = _parser("eval")
     parser.add_argument("folder")
@@ -59,8 +83,26 @@ def _eval(arguments: list[str]) -> None:
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--max_rows", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    for wish in ("endings", "infill", "curve"):
+        parser.add_argument(f"--{wish}", action="append_const", dest="wishes", const=wish)
+    parser.add_argument("--fit", nargs="+", default=[])
+    parser.add_argument("--max_tokens", type=int, default=128)
+    parser.add_argument("--count", type=int, default=64)
     options = parser.parse_args(arguments)
     data = DataConfig(data_dir=options.data_dir, cache_dir=options.cache_dir)
+    if options.wishes:
+        for line in judge_generation(
+            options.folder,
+            options.files,
+            data,
+            options.wishes,
+            options.fit,
+            options.max_tokens,
+            options.count,
+            options.seed,
+        ):
+            _say(line)
+        return
     for name in options.files:
         bounds = evaluate(
             options.folder, [name], data, options.draws, options.max_rows, options.seed

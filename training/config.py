@@ -88,9 +88,11 @@ class DataConfig:
     max_seq_length: int = 256
     max_trailing_eos: int = 8
     max_documents: int | None = None
+    max_turns: int = 2
 
     def __post_init__(self) -> None:
         _between("data.max_seq_length", self.max_seq_length, 4, 1 << 20)
+        _between("data.max_turns", self.max_turns, 1, 1 << 20)
         _between("data.max_trailing_eos", self.max_trailing_eos, 1, 1024)
         for name, weight in self.mix.items():
             if not isinstance(weight, int | float) or weight <= 0:
@@ -144,7 +146,10 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Optimiser, schedule, batch, precision and where things are written."""
+    """Optimiser, schedule, batch, precision and where things are written.
+
+    `target_param_data_ratio` replaces `max_steps`: so many tokens are seen for each parameter.
+    """
 
     output_dir: str = "runs/run"
     batch_size: int = 32
@@ -171,6 +176,7 @@ class RunConfig:
     report_to: str = "none"
     progress_bar: bool = True
     dataloader_workers: int = 0
+    target_param_data_ratio: float | None = None
 
     def __post_init__(self) -> None:
         _choice("run.optimizer", self.optimizer, OPTIMIZERS)
@@ -179,6 +185,8 @@ class RunConfig:
             _between(f"run.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "log_steps"):
             _between(f"run.{name}", getattr(self, name), 1, 1 << 40)
+        if self.target_param_data_ratio is not None:
+            _between("run.target_param_data_ratio", self.target_param_data_ratio, 1e-6, 1e6)
         _between("run.dataloader_workers", self.dataloader_workers, 0, 1024)
         if self.warmup_fraction + self.decay_fraction > 1:
             raise ConfigError(

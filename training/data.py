@@ -1,4 +1,4 @@
-"""Files of JSON lines in, rows of token ids out: read, tokenise once, mix, pack. Knows no model.
+"""Records in, rows of token ids out: read, tokenise once, mix, pack. Knows no model.
 
 A row is L positions: `tokens`, `segments` (0 is padding; segments do not see each other) and
 `maskable` (what may be masked and is trained).
@@ -7,8 +7,6 @@ A row is L positions: `tokens`, `segments` (0 is padding; segments do not see ea
 from __future__ import annotations
 
 import hashlib
-import json
-import lzma
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch.utils.data import Dataset
 
 from diffusiongpt.training.chats import generated_chats, story_requests
 from diffusiongpt.training.config import ConfigError, DataConfig
+from diffusiongpt.training.sources import content_key, find_file, open_records, read_records
 from diffusiongpt.training.tokenizer import END_OF_TEXT, IM_END, special_ids
 
 Ids = npt.NDArray[np.int32]
@@ -35,24 +34,6 @@ class Piece:
     fixed: int = 0
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl or .jsonl.xz file, one after another."""
-    opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
-
-
-def find_file(data_dir: str, name: str) -> Path:
-    """`name`, `name.jsonl` or `name.jsonl.xz` in the data folder."""
-    for suffix in ("", ".jsonl", ".jsonl.xz"):
-        path = Path(data_dir) / f"{name}{suffix}"
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no file {name}.jsonl or {name}.jsonl.xz in data_dir {data_dir!r}")
-
-
 def last_turns(
     messages: Sequence[Mapping[str, str]], generator: np.random.Generator, cap: int = 2
 ) -> list[int]:
@@ -63,12 +44,18 @@ def last_turns(
     return sorted(int(i) for i in generator.choice(turns, size=cap, replace=False))
 
 
-def render_pairs(records: Iterable[Mapping[str, Any]], tokenizer: Any) -> Iterator[tuple[str, str]]:
+def render_pairs(
+    records: Iterable[Mapping[str, Any]], tokenizer: Any, max_turns: int = 2
+) -> Iterator[tuple[str, str]]:
     """(prompt, answer) of each assistant turn kept; the prompt is what the chat template says."""
     generator = np.random.default_rng(0)
     for record in records:
+        if "messages" not in record:
+            raise ConfigError(
+                f"sft needs records with messages, got one with {', '.join(sorted(record))}"
+            )
         messages = record["messages"]
-        for turn in last_turns(messages, generator):
+        for turn in last_turns(messages, generator, max_turns):
             prompt = tokenizer.apply_chat_template(
                 messages[:turn], tokenize=False, add_generation_prompt=True
             )
@@ -126,30 +113,23 @@ class PieceStore:
 
 
 def load_store(name: str, config: DataConfig, tokenizer: Any, stage: str) -> PieceStore:
-    """The pieces of `file` or `file/source` (rows whose source starts with that word)."""
-    file, _, source = name.partition("/")
-    path = find_file(config.data_dir, file)
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    """The pieces of a name in `data.mix`, tokenised once."""
     vocabulary = tokenizer.backend_tokenizer.to_str()
-    key = "\n".join(
-        (str(CACHE_VERSION), content, source, stage, str(config.max_documents), vocabulary)
-    )
-    return PieceStore.cached(key, config.cache_dir, _encode(path, source, config, tokenizer, stage))
-
-
-def _encode(
-    path: Path, source: str, config: DataConfig, tokenizer: Any, stage: str
-) -> Iterator[tuple[Sequence[int], int]]:
-    records = (
-        record
-        for record in read_records(path)
-        if not source or str(record.get("source", "")).split(":")[0] == source
-    )
-    yield from encode_records(records, tokenizer, stage, config.max_documents)
+    parts = [str(CACHE_VERSION), content_key(name, config.data_dir), stage]
+    parts += [str(config.max_documents), vocabulary]
+    if config.max_turns != DataConfig().max_turns:
+        parts.append(str(config.max_turns))
+    records = open_records(name, config.data_dir)
+    pieces = encode_records(records, tokenizer, stage, config.max_documents, config.max_turns)
+    return PieceStore.cached("\n".join(parts), config.cache_dir, pieces)
 
 
 def encode_records(
-    records: Iterable[Mapping[str, Any]], tokenizer: Any, stage: str, limit: int | None = None
+    records: Iterable[Mapping[str, Any]],
+    tokenizer: Any,
+    stage: str,
+    limit: int | None = None,
+    max_turns: int = 2,
 ) -> Iterator[tuple[Sequence[int], int]]:
     """(ids, fixed) of each record: a whole text, or a prompt and the answer that follows it."""
     batch: list[Mapping[str, Any]] = []
@@ -158,31 +138,33 @@ def encode_records(
             break
         batch.append(record)
         if len(batch) == 512:
-            yield from _encode_batch(batch, tokenizer, stage)
+            yield from _encode_batch(batch, tokenizer, stage, max_turns)
             batch = []
-    yield from _encode_batch(batch, tokenizer, stage)
+    yield from _encode_batch(batch, tokenizer, stage, max_turns)
 
 
 def _encode_batch(
-    batch: Sequence[Mapping[str, Any]], tokenizer: Any, stage: str
+    batch: Sequence[Mapping[str, Any]], tokenizer: Any, stage: str, max_turns: int
 ) -> Iterator[tuple[Sequence[int], int]]:
     if stage == "sft":
-        pairs = list(render_pairs(batch, tokenizer))
+        pairs = list(render_pairs(batch, tokenizer, max_turns))
         prompts = encode_texts(tokenizer, [prompt for prompt, _ in pairs])
         answers = encode_texts(tokenizer, [answer for _, answer in pairs])
         for prompt, answer in zip(prompts, answers, strict=True):
             if answer:
                 yield [*prompt, *answer], len(prompt)
         return
-    texts = [
-        record["text"]
-        if "text" in record
-        else tokenizer.apply_chat_template(record["messages"], tokenize=False)
-        for record in batch
-    ]
-    for ids in encode_texts(tokenizer, texts):
+    for ids in encode_texts(tokenizer, [_text_of(record, tokenizer) for record in batch]):
         if ids:
             yield ids, 0
+
+
+def _text_of(record: Mapping[str, Any], tokenizer: Any) -> str:
+    if "text" in record:
+        return str(record["text"])
+    if "messages" in record:
+        return str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
+    raise ConfigError(f"a record has neither text nor messages; it has {', '.join(sorted(record))}")
 
 
 def mixed_order(

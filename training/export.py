@@ -53,12 +53,12 @@ def diffusion_section(
     block_length: int,
     special: Mapping[str, int],
     sampler: Mapping[str, Any],
-    edits: bool = False,
+    can_edit: bool = False,
     logit_shift: bool = False,
 ) -> dict[str, Any]:
     """The `diffusion` section of config.json, by which the engine knows how to sample.
 
-    `edits` says that the model was trained on visible tokens that may be wrong, `logit_shift`
+    `can_edit` says that the model was trained on visible tokens that may be wrong, `logit_shift`
     that a position predicts the next one.
     """
     if objective not in ("block", "masked"):
@@ -74,7 +74,7 @@ def diffusion_section(
         "logit_shift": logit_shift,
         "stop_token_ids": [special[IM_END], special[END_OF_TEXT]],
         "never_emit_token_ids": [special[token] for token in (MASK, PAD, DELETE, IM_START)],
-        "edits": edits,
+        "can_edit": can_edit,
         "sampler": dict(sampler),
     }
 
@@ -88,7 +88,7 @@ def export_folder(
     block_length: int,
     dtype: torch.dtype = torch.bfloat16,
     sampler: Mapping[str, Any] | None = None,
-    edits: bool = False,
+    can_edit: bool = False,
     logit_shift: bool = False,
 ) -> Path:
     """Write `weights` (the average, under the network's names) as a folder that can be served."""
@@ -99,7 +99,7 @@ def export_folder(
         block_length,
         special_ids(tokenizer),
         sampler or SAMPLER_DEFAULTS,
-        edits,
+        can_edit,
         logit_shift,
     )
     config = network.config.to_diff_dict()

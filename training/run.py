@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,23 @@ from diffusiongpt.training.config import ConfigError, DataConfig, TrainingConfig
 from diffusiongpt.training.data import (
     RowDataset,
     build_dataset,
-    find_file,
     load_store,
-    read_records,
 )
 from diffusiongpt.training.denoiser import Denoiser, build_network
+from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
 from diffusiongpt.training.evaluate import Bound, evaluate_bound, score_rows, token_byte_lengths
+from diffusiongpt.training.explain import explain_batch
 from diffusiongpt.training.export import check_folder, export_folder
+from diffusiongpt.training.generation import (
+    CURVE_HEADER,
+    load_engine,
+    measure_endings,
+    measure_infilling,
+    quality_curve,
+    stop_ids_of,
+)
 from diffusiongpt.training.ngram import NgramModel
+from diffusiongpt.training.sources import open_records
 from diffusiongpt.training.tokenizer import (
     DELETE,
     END_OF_TEXT,
@@ -64,7 +74,7 @@ def make_tokenizer(
 
     def texts() -> Iterator[str]:
         for name in files:
-            for record in read_records(find_file(data_dir, name)):
+            for record in open_records(name, data_dir):
                 if "text" in record:
                     yield record["text"]
                 else:
@@ -98,10 +108,9 @@ def build_denoiser(config: TrainingConfig, tokenizer: Any) -> Denoiser:
     return denoiser
 
 
-def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
-    """Everything a run needs, ready to train."""
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    dataset = build_dataset(
+def load_rows(config: TrainingConfig, tokenizer: Any) -> RowDataset:
+    """The rows that a configuration trains on."""
+    return build_dataset(
         config.data,
         config.stage,
         config.diffusion.objective,
@@ -109,9 +118,18 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
         tokenizer,
         config.run.seed,
     )
+
+
+def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
+    """Everything a run needs, ready to train."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    dataset = load_rows(config, tokenizer)
     logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
+    denoiser = build_denoiser(config, tokenizer)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    config = with_ratio(config, count_parameters(denoiser.network), processes)
     trainer = DiffusionTrainer(
-        build_denoiser(config, tokenizer),
+        denoiser,
         config,
         train_dataset=dataset,
         data_collator=default_data_collator,
@@ -122,6 +140,17 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     trainer.add_callback(ClockCallback(trainer.clock, run.save_every_minutes))
     trainer.add_callback(ProgressCallback(trainer.clock, tokens, run.progress_bar))
     return trainer
+
+
+def report_cost(config: TrainingConfig) -> Iterator[str]:
+    """What a run will cost, line by line; nothing is written."""
+    yield from dry_run(make_trainer(config))
+
+
+def show_batch(config: TrainingConfig, step: int) -> Iterator[str]:
+    """One batch as step `step` corrupts it, line by line; no network is made."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    yield from explain_batch(config, load_rows(config, tokenizer), tokenizer, step)
 
 
 def train(config: TrainingConfig) -> Path:
@@ -166,7 +195,7 @@ def evaluation_rows(
     name: str, data: DataConfig, denoiser: Denoiser, tokenizer: Any, seed: int
 ) -> RowDataset:
     """One file as rows: chats as prompts and answers, texts as texts."""
-    first = next(read_records(find_file(data.data_dir, name)))
+    first = next(open_records(name, data.data_dir), {})
     stage = "sft" if "messages" in first else "pretrain"
     only = dataclasses.replace(data, mix={name: 1.0}, generated_chats=0, story_requests=0.0)
     return build_dataset(only, stage, denoiser.objective, denoiser.block_length, tokenizer, seed)
@@ -210,12 +239,7 @@ def ngram_baseline(
     denoiser, tokenizer = load_denoiser(folder)
     special = special_ids(tokenizer)
     endings = (special[END_OF_TEXT], special[IM_END])
-    known = (
-        np.append(store[index].ids, special[END_OF_TEXT])
-        for store in (load_store(name, data, tokenizer, "pretrain") for name in fit)
-        for index in range(len(store))
-    )
-    model = NgramModel(order, len(tokenizer)).fit(known)
+    model = fit_ngram(tokenizer, fit, data, order)
     data = dataclasses.replace(data, max_seq_length=denoiser.network.config.max_position_embeddings)
     lengths = token_byte_lengths(tokenizer)
     return {
@@ -224,6 +248,51 @@ def ngram_baseline(
         )
         for name in files
     }
+
+
+def fit_ngram(tokenizer: Any, fit: Sequence[str], data: DataConfig, order: int = 5) -> NgramModel:
+    """An n-gram of the names `fit` under a tokenizer."""
+    end = special_ids(tokenizer)[END_OF_TEXT]
+    stores = (load_store(name, data, tokenizer, "pretrain") for name in fit)
+    known = (np.append(store[index].ids, end) for store in stores for index in range(len(store)))
+    return NgramModel(order, len(tokenizer)).fit(known)
+
+
+def judge_generation(
+    folder: str | Path,
+    files: Sequence[str],
+    data: DataConfig,
+    wishes: Collection[str],
+    fit: Sequence[str] = (),
+    max_tokens: int = 128,
+    count: int = 64,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Lines on what a folder writes; `wishes` are of endings, curve and infill.
+
+    The curve needs `fit`, the names that the judging n-gram learns.
+    """
+    if "curve" in wishes and not fit:
+        raise ConfigError("--curve needs --fit FILE...: what the judging n-gram learns")
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(f"there is no model folder {str(folder)!r}")
+    tokenizer, engine = load_tokenizer(str(folder)), load_engine(folder)
+    stop, where = stop_ids_of(folder), data.data_dir
+    for name in files:
+        if "endings" in wishes:
+            shares = measure_endings(engine, tokenizer, stop, name, where, max_tokens, count, seed)
+            yield f"{name}: endings: {shares}"
+        if "infill" in wishes:
+            score = measure_infilling(engine, tokenizer, name, where, count=count, seed=seed)
+            yield f"{name}: infill: {score}"
+        if "curve" in wishes:
+            model = fit_ngram(tokenizer, fit, data)
+            yield f"{name}: {count} texts continued by {max_tokens} tokens"
+            yield CURVE_HEADER
+            for point in quality_curve(
+                engine, tokenizer, stop, model, name, where, max_tokens, count, seed=seed
+            ):
+                yield str(point)
 
 
 def export(
@@ -246,7 +315,7 @@ def export(
         denoiser.block_length,
         torch.bfloat16 if dtype == "bfloat16" else torch.float32,
         sampler or section["sampler"],
-        edits=section.get("edits", False),
+        can_edit=section.get("can_edit", False),
         logit_shift=denoiser.logit_shift,
     )
     check_folder(out)
@@ -269,7 +338,7 @@ def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
         config.diffusion.objective,
         config.diffusion.block_length,
         dtype=torch.float32,
-        edits=config.diffusion.edit_stage_start is not None,
+        can_edit=config.diffusion.edit_stage_start is not None,
         logit_shift=config.model.logit_shift,
     )
     check_folder(folder)

@@ -7,12 +7,12 @@ from diffusiongpt.training.data import (
     Piece,
     RowBuilder,
     build_dataset,
-    find_file,
     mixed_order,
     pack_answers,
     pack_texts,
 )
 from diffusiongpt.training.evaluate import token_byte_lengths
+from diffusiongpt.training.sources import find_file
 from diffusiongpt.training.tokenizer import special_ids
 
 EOT, END, PAD = 1, 3, 0

@@ -188,7 +188,7 @@ def test_the_edit_stage_learns_to_correct_substitutions(make_config, tmp_path, s
     trainer = make_trainer(
         make_config(
             stage=stage,
-            model={"hidden_size": 32},
+            model={"hidden_size": 32, "num_hidden_layers": 2},
             data={"data_dir": str(tmp_path), "mix": {"cycle": 1.0}, "max_seq_length": 48},
             diffusion={
                 "objective": objective,

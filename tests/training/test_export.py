@@ -59,7 +59,7 @@ def test_a_run_with_an_edit_stage_says_so_and_the_engine_reads_it(make_config, t
     folder = train(make_config(diffusion={"edit_stage_start": 0.5}, run={"max_steps": 2}))
     export(folder, tmp_path / "small")
     for path in (folder, tmp_path / "small"):
-        assert detect_family(json.loads((path / "config.json").read_text())).edits
+        assert detect_family(json.loads((path / "config.json").read_text())).can_edit
 
 
 def test_a_full_canvas_model_has_no_block_length(tokenizer):

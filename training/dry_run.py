@@ -1,0 +1,128 @@
+"""What a run will cost, said before it starts: memory, tokens, operations, time."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from diffusiongpt.training.backbones import output_embedding
+from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.trainer import DiffusionTrainer
+
+
+def dry_run(trainer: DiffusionTrainer, measured_steps: int = 2) -> Iterator[str]:
+    """Lines of a report; takes a first step and `measured_steps` more, and keeps nothing."""
+    config, network = trainer.config, trainer._denoiser().network
+    run = config.run
+    rows = run.batch_size * run.gradient_accumulation_steps * trainer.args.world_size
+    tokens = rows * config.data.max_seq_length
+    total = count_parameters(network)
+    trained = count_parameters(network, trained=True)
+    yield f"parameters: {total:,}, of which {trained:,} are trained"
+    yield f"data: {len(trainer.train_dataset):,} rows of {config.data.max_seq_length} tokens"  # type: ignore[arg-type]
+    passes = rows * run.max_steps / len(trainer.train_dataset)  # type: ignore[arg-type]
+    yield (
+        f"steps: {run.max_steps:,} of {tokens:,} tokens, {tokens * run.max_steps:,} in all, "
+        f"{passes:.1f} passes over the data"
+    )
+    operations = flops_per_token(network, config) * tokens
+    yield f"operations: {operations:.3g} FLOP a step, {operations * run.max_steps:.3g} in all"
+    seconds = _seconds_per_step(trainer, measured_steps)
+    yield f"memory: {state_bytes(trainer) / 1e6:,.1f} MB of weights, gradients and optimiser"
+    yield f"memory: {_peak_bytes() / 1e6:,.1f} MB at the peak, measured"
+    yield (
+        f"time: {seconds:.3g} s a step, {tokens / seconds:,.0f} tokens/s, "
+        f"{seconds * run.max_steps / 60:.3g} minutes in all, measured over {measured_steps} steps"
+    )
+    if run.max_minutes is not None:
+        yield f"time: the run ends after {run.max_minutes:g} minutes at the latest"
+
+
+def count_parameters(network: nn.Module, trained: bool = False) -> int:
+    """How many numbers a network has, tied ones once; `trained`: those that are trained."""
+    parameters = network.parameters()
+    return sum(p.numel() for p in parameters if p.requires_grad or not trained)
+
+
+def flops_per_token(network: PreTrainedModel, config: TrainingConfig) -> float:
+    """Operations of a step per token of text, by 6 a weight and 12 D L a layer for attention.
+
+    The block objective has two streams; the head sees half of the positions on average (all of
+    them with `causal` and in the edit stage). Adapters save a third: their base has no gradient.
+    """
+    shape = network.config
+    head = int(output_embedding(network).weight.numel())
+    inside = count_parameters(network) - head
+    if not getattr(shape, "tie_word_embeddings", False):
+        inside -= head  # the input embedding is looked up
+    streams = 2 if config.diffusion.objective == "block" else 1
+    everywhere = config.diffusion.objective == "causal" or (
+        config.diffusion.edit_stage_start is not None
+    )
+    attention = 12 * shape.num_hidden_layers * shape.hidden_size * config.data.max_seq_length
+    rate = 4 if config.model.lora_rank else 6
+    per_head = rate * head * (1.0 if everywhere else 0.5)
+    return float(streams * (rate * inside + attention) + per_head)
+
+
+def state_bytes(trainer: DiffusionTrainer) -> int:
+    """Bytes of weights, gradients, float32 masters, their average and the optimiser's state."""
+    parameters = list(trainer._denoiser().parameters())
+    held = sum(p.numel() * p.element_size() for p in parameters)
+    held += sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    masters = trainer.masters
+    tensors = [x for group in (*masters.masters, *masters.average) for x in group]
+    tensors += [x.grad for group in masters.masters for x in group if x.grad is not None]
+    for inner in masters.inner:
+        tensors += [
+            x for state in inner.state.values() for x in state.values() if torch.is_tensor(x)
+        ]
+    return held + sum(x.numel() * x.element_size() for x in tensors)
+
+
+def with_ratio(config: TrainingConfig, num_parameters: int, world_size: int) -> TrainingConfig:
+    """The configuration with as many steps as `target_param_data_ratio` tokens a parameter take.
+
+    10 M parameters at a ratio of 20 and 4,096 tokens a step: 48,829 steps.
+    """
+    run = config.run
+    if run.target_param_data_ratio is None:
+        return config
+    rows = run.batch_size * run.gradient_accumulation_steps * world_size
+    tokens = run.target_param_data_ratio * num_parameters
+    steps = max(1, -int(-tokens // (rows * config.data.max_seq_length)))
+    return dataclasses.replace(config, run=dataclasses.replace(run, max_steps=steps))
+
+
+def _seconds_per_step(trainer: DiffusionTrainer, steps: int) -> float:
+    optimizer = trainer.create_optimizer()
+    model: nn.Module = trainer.model  # type: ignore[assignment]
+    model.train()
+    batches = iter(trainer.get_train_dataloader())
+    start = 0.0
+    for step in range(steps + 1):
+        trainer.state.global_step = step  # what the corruption is keyed by
+        if step == 1:  # the first step warms up: it compiles, and makes the optimiser's state
+            start = time.perf_counter()
+        for _ in range(trainer.args.gradient_accumulation_steps):
+            batch = next(batches, None)
+            if batch is None:
+                batches = iter(trainer.get_train_dataloader())
+                batch = next(batches)
+            trainer.compute_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    return (time.perf_counter() - start) / steps
+
+
+def _peak_bytes() -> int:
+    """The most memory this process has held; of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
