@@ -33,7 +33,7 @@ from diffusiongpt.server.errors import (
 from diffusiongpt.server.generator import Generation, Generator, abort_all, merge
 from diffusiongpt.server.logprobs import Ledger, SettledToken
 from diffusiongpt.server.models import Models
-from diffusiongpt.server.protocol import GenerationRequest
+from diffusiongpt.server.protocol import DiffusionOptions, GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import Shape
 from diffusiongpt.server.streaming import AnswerHead, ChunkWriter, StreamStyle, usage_chunk
@@ -42,10 +42,7 @@ from diffusiongpt.server.usage import Stopwatch, sum_usage, summary, usage_of
 # A reader this many frames behind is slow: frames are dropped for it, content is not.
 _FRAMES_BEHIND = 16
 # What the engine calls a parameter and every client knows by another name.
-_NAMES = {
-    name: f"diffusion.{name}"
-    for name in ("policy", "steps", "block_length", "threshold", "factor", "entropy_bound", "gap")
-}
+_NAMES = {name: f"diffusion.{name}" for name in DiffusionOptions.model_fields}
 
 Ask = TypeVar("Ask", bound=GenerationRequest)
 PromptT = TypeVar("PromptT")

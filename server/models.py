@@ -88,6 +88,7 @@ def _describe(info: ModelInfo, created: int) -> dict[str, Any]:
             "block_length": info.block_length,
             "max_tokens": info.max_tokens,
             "num_parameters": info.num_parameters,
+            "edits": info.can_edit,
             "policies": {name: {"adaptive": each.adaptive} for name, each in PRESETS.items()},
             "defaults": {
                 "policy": defaults.policy,

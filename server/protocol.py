@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
-from diffusiongpt.engine.params import MAX_BIASED, GenerationParams
+from diffusiongpt.engine.params import MAX_BIASED, CacheName, EditParams, GenerationParams
 
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
@@ -75,6 +75,26 @@ class StreamOptions(_Wire):
     include_usage: bool = False
 
 
+class EditOptions(_Wire):
+    """When a filled position gets another token."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    threshold: float = Field(0.9, description="another token is more probable than this")
+    margin: float = Field(1.0, description="and so many times as probable as the one it replaces")
+    doubt: float = Field(0.0, description="mask again what a look at the full block doubts so much")
+    max_rounds: int = Field(16, description="looks at a full block")
+
+    def to_params(self) -> EditParams:
+        """What the engine is asked for; raises InvalidRequest."""
+        return EditParams(
+            threshold=self.threshold,
+            margin=self.margin,
+            doubt=self.doubt,
+            max_rounds=self.max_rounds,
+        )
+
+
 class DiffusionOptions(_Wire):
     """How the answer is denoised; the extension object `diffusion`."""
 
@@ -88,9 +108,15 @@ class DiffusionOptions(_Wire):
     threshold: float | None = Field(None, description="gate of the policy threshold")
     factor: float | None = Field(None, description="gate of the policy factor")
     entropy_bound: float | None = Field(None, description="gate of entropy_bound, in nats")
+    stable: int | None = Field(None, description="gate of stability: steps with the same top token")
+    credit: float | None = Field(None, description="what credit adds, in its own policy")
+    position_bias: float | None = Field(None, description="preference for positions on the left")
+    remask: float | None = Field(None, description="how much the remdm policies mask again")
     gap: int | None = Field(None, description="least distance of one step's commits")
-    edits: bool | dict[str, Any] = Field(False, description="only false, for now")
-    cache: str = Field("off", description='only "off", for now')
+    edits: bool | EditOptions | None = Field(
+        None, description="replace filled tokens, where the model can", union_mode="left_to_right"
+    )
+    cache: CacheName = Field("off", description="an approximation, for bidirectional models")
     frames: FrameMode = Field("off", description="changes only, or the whole canvas each time")
     frame_interval: int = Field(1, ge=1, description="send every so many frames")
     frame_location: FrameLocation = Field("chunk", description="where a frame is in its chunk")
@@ -105,18 +131,6 @@ class DiffusionOptions(_Wire):
                         f"diffusion has no key {key!r}; it takes {', '.join(cls.model_fields)}"
                     )
         return data
-
-    @model_validator(mode="after")
-    def _only_what_works(self) -> DiffusionOptions:
-        if self.edits is not False:
-            raise ValueError(
-                f"diffusion.edits must be false, as edits are not served yet, got {self.edits!r}"
-            )
-        if self.cache != "off":
-            raise ValueError(
-                f'diffusion.cache must be "off", as caches are not served yet, got {self.cache!r}'
-            )
-        return self
 
 
 class GenerationRequest(BaseModel):
@@ -256,7 +270,17 @@ class GenerationRequest(BaseModel):
             threshold=options.threshold,
             factor=options.factor,
             entropy_bound=options.entropy_bound,
+            stable=options.stable,
+            credit=options.credit,
+            position_bias=options.position_bias,
+            remask=options.remask,
             gap=options.gap,
+            edits=(
+                options.edits.to_params()
+                if isinstance(options.edits, EditOptions)
+                else options.edits
+            ),
+            cache=None if options.cache == "off" else options.cache,
             logprobs=self.num_logprobs,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             watch=self.frames != "off",

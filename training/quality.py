@@ -115,7 +115,8 @@ class EndingShares:
     def __str__(self) -> str:
         return (
             f"{self.fitting:.1%} end within the reference's length ± 50 %, "
-            f"{self.short:.1%} before, {self.long:.1%} after, {self.edge:.1%} at the canvas's edge, {self.never:.1%} never; "
+            f"{self.short:.1%} before, {self.long:.1%} after, "
+            f"{self.edge:.1%} at the canvas's edge, {self.never:.1%} never; "
             f"mean length {self.mean_ratio:.2f} of the reference ({self.answers} answers)"
         )
 

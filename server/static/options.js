@@ -68,7 +68,7 @@ export function refusal(option, values, model) {
   if (option.name === "mode" && isFixed) return `${model.id} was trained to write block by block.`;
   if (option.name === "block_length" && isFixed) return `${model.id} was trained in blocks of ${own} and takes no others.`;
   if (option.name === "block_length" && values.mode !== "semi-autoregressive" && !own) return "Only in semi-autoregressive mode.";
-  if (option.name === "edits" && !edits) return "This server does not edit filled words over HTTP.";
+  if (option.name === "edits" && !edits) return "This model was not trained to edit what it wrote.";
   if (GATES.includes(option.name)) return refuseGate(values, model.diffusion.defaults, policies);
   return null;
 }

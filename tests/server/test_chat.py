@@ -171,7 +171,7 @@ BAD = [
     ({"diffusion": {"stepz": 3}}, "diffusion has no key 'stepz'; it takes policy, steps"),
     ({"diffusion": {"frames": "all"}}, "'all'"),
     ({"diffusion": {"frame_interval": 0}}, "frame_interval"),
-    ({"diffusion": {"edits": True}}, "edits must be false"),
+    ({"diffusion": {"edits": "much"}}, "diffusion.edits"),
     ({"diffusion": {"cache": "prefix"}}, 'cache must be "off"'),
     ({"diffusion": "fast"}, "diffusion"),
     ({"n": 0}, "n must be in 1..128, got 0"),

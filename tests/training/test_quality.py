@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -124,10 +125,8 @@ class FillingEngine:
 
 
 def test_filled_holes_are_counted(cycle, tokenizer):
-    texts = [
-        tokenizer(json.loads(line)["text"])["input_ids"][:48]
-        for line in open(f"{cycle}/cycle.jsonl", encoding="utf-8")
-    ]
+    lines = (Path(cycle) / "cycle.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [tokenizer(json.loads(line)["text"])["input_ids"][:48] for line in lines]
     engine = FillingEngine(texts)
     score = measure_infilling(engine, tokenizer, "cycle", cycle, span_tokens=4, count=16)
     assert (score.holes, score.spans, score.tokens) == (16, 0.5, 0.5 + 0.5 / 4)
