@@ -148,7 +148,7 @@ def main() -> None:
     if usage is not None:
         footer = (
             f"{usage.completion_tokens} tokens in {usage.nfe} forwards · seed {options.seed} · "
-            "slowed down · green: sure, yellow: fair, red: unsure"
+            "green sure, yellow fair, red unsure"
         )
     options.out.write_text(draw(options.prompt, pieces, steps, footer), encoding="utf-8")
 

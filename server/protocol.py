@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.params import MAX_BIASED, CacheName, EditParams, GenerationParams
+from diffusiongpt.engine.policies import PRESETS
 
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
@@ -352,6 +353,13 @@ class ChatRequest(GenerationRequest):
                 "reasoning_effort",
                 f"reasoning_effort={self.reasoning_effort} and diffusion.steps="
                 f"{self.diffusion.steps} contradict each other; give one",
+            )
+        policy = PRESETS.get(self.diffusion.policy or "")
+        if self.reasoning_effort is not None and policy is not None and policy.single:
+            raise FieldError(
+                "reasoning_effort",
+                f"reasoning_effort must be absent, because {self.diffusion.policy} commits one "
+                f"token a step; random takes a budget, got {self.reasoning_effort!r}",
             )
         if self.top_logprobs is None:
             return self

@@ -10,8 +10,16 @@ export const POLICIES = {
   threshold: "All that is surer than the threshold, at once.",
   factor: "As many at once as their confidence allows together.",
   entropy_bound: "As many at once as stay within a budget of uncertainty.",
+  pos_bias: "As entropy_bound, with a preference for words further left.",
+  stability: "What has stayed the best word for some steps, and is sure enough.",
+  credit: "All that is sure, where a word that kept coming up counts for more.",
   joint: "All that is surer than the threshold; filled words may still be edited.",
+  verify: "The surest first; what a look at the full block doubts is drawn anew.",
+  p2: "Each step plans all words anew and masks the least sure again.",
   remdm: "Fills, masks some words again, and fills them better.",
+  remdm_rescale: "As remdm, masking again in proportion to what could be.",
+  remdm_loop: "As remdm, with a stretch in the middle that only rewrites.",
+  remdm_confidence: "As remdm, masking again what was least sure.",
 };
 const GATES = ["threshold", "factor", "entropy_bound"];
 const BLOCK_LENGTH = 32;

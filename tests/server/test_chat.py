@@ -172,7 +172,12 @@ BAD = [
     ({"diffusion": {"frames": "all"}}, "'all'"),
     ({"diffusion": {"frame_interval": 0}}, "frame_interval"),
     ({"diffusion": {"edits": "much"}}, "diffusion.edits"),
-    ({"diffusion": {"cache": "prefix"}}, 'cache must be "off"'),
+    ({"diffusion": {"cache": "magic"}}, "diffusion.cache"),
+    (
+        {"reasoning_effort": "low", "diffusion": {"policy": "first_hitting"}},
+        "reasoning_effort must be absent",
+    ),
+    ({"diffusion": {"edits": {"threshold": 0.5, "speed": 1}}}, "speed"),
     ({"diffusion": "fast"}, "diffusion"),
     ({"n": 0}, "n must be in 1..128, got 0"),
     ({"n": 10**30}, f"n must be in 1..128, got {10**30}"),
