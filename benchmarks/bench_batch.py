@@ -12,13 +12,15 @@ from plain_loop import PlainLoop
 
 def main() -> None:
     """Measure and report; the loop runs `sample` of the requests, its time a request is alike."""
-    options = parse_arguments(__doc__, requests=16, sample=2, prompt=64, length=192, steps=192)
+    options = parse_arguments(
+        __doc__, requests=16, sample=2, prompt=64, length=192, steps=192, compile=0
+    )
     folder = write_random_model(options.quick)
     length, steps = (16, 16) if options.quick else (options.length, options.steps)
     prompts = [[5 + (shift + i) % 50 for i in range(options.prompt)] for shift in range(16)]
     prompts = (prompts * options.requests)[: options.requests]
     loop = PlainLoop(folder, MASK, [0, 1, MASK])
-    engine = Engine.from_pretrained(folder)
+    engine = Engine.from_pretrained(folder, compile=bool(options.compile))
     params = GenerationParams(
         max_tokens=length, steps=steps, policy="ancestral", seed=1, ignore_eos=True
     )

@@ -12,12 +12,12 @@ from plain_loop import PlainLoop
 
 def main() -> None:
     """Measure and report."""
-    options = parse_arguments(__doc__, prompt=64, length=192, steps=192)
+    options = parse_arguments(__doc__, prompt=64, length=192, steps=192, compile=0)
     folder = write_random_model(options.quick)
     length, steps = (16, 16) if options.quick else (options.length, options.steps)
     prompt = [5 + index % 50 for index in range(options.prompt)]
     loop = PlainLoop(folder, MASK, [0, 1, MASK])
-    engine = Engine.from_pretrained(folder)
+    engine = Engine.from_pretrained(folder, compile=bool(options.compile))
     params = GenerationParams(
         max_tokens=length, steps=steps, policy="ancestral", seed=1, ignore_eos=True
     )

@@ -63,11 +63,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.quantize not in (None, *get_args(QuantizeKind)):
             raise LoadError(f"quantize must be int8 or int4, got {self.quantize!r}")
-        for name in ("num_slots", "max_tokens", "head_chunk"):
+        for name in ("num_slots", "max_tokens", "head_chunk", "max_waiting"):
             if getattr(self, name) < 1:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_waiting < 0:
-            raise LoadError(f"max_waiting must be at least 0, got {self.max_waiting}")
         for name in ("token_budget", "row_budget"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")

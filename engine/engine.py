@@ -343,13 +343,23 @@ class Engine:
     def _admit(self) -> list[Frame]:
         frames = []
         while (request := self._scheduler.next_admissible()) is not None:
-            running = self._scheduler.seat(request, self._new_text(request))
-            update = None
-            if running.text is not None and request.canvas.given:
-                given = (TokenChange(*each, 1.0) for each in request.canvas.given)
-                update = running.text.commit(given)
-            frames.append(_frame(running, update=update))
+            try:
+                frames.append(self._seat(request))
+            except Exception as error:
+                # Whatever it was, it ends this request only, and its slot is free again.
+                self._scheduler.remove(request.request_id)
+                message = f"the engine could not start this: {type(error).__name__}: {error}"
+                frames.append(_bare_frame(request, finish_reason=FinishReason.ERROR, error=message))
         return frames
+
+    def _seat(self, request: Request) -> Frame:
+        """Give a request its slot; its first frame."""
+        running = self._scheduler.seat(request, self._new_text(request))
+        update = None
+        if running.text is not None and request.canvas.given:
+            given = (TokenChange(*each, 1.0) for each in request.canvas.given)
+            update = running.text.commit(given)
+        return _frame(running, update=update)
 
     def _new_text(self, request: Request) -> TextCanvas | None:
         if self.tokenizer is None:

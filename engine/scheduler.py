@@ -239,8 +239,8 @@ class Scheduler:
             filled=bytearray(each is not None for each in canvas.region),
             masked=canvas.num_masked,
         )
-        self._open_cache(running)
         self.running[request.request_id] = running
+        self._open_cache(running)
         self.enter_block(running, start=len(request.prompt))
         return running
 

@@ -160,7 +160,7 @@ class SlotTable:
         Args:
             bias: token ids and what is added to their logits.
         """
-        slot = self._free.pop()
+        slot = self._free[-1]
         device = self.ids.device
         length = len(canvas.region)
         start, end = len(canvas.prompt), len(canvas.prompt) + length
@@ -182,6 +182,7 @@ class SlotTable:
         positions = torch.arange(length, device=device)
         seed = self.integers[slot, _INTEGERS["seed"]]
         self.hitting[slot, start:end] = uniform(counter_keys(seed, Purpose.ORDER, positions))
+        self._free.pop()  # last, so that nothing is taken where anything fails
         return slot
 
     def _set_bias(self, slot: int, bias: Sequence[tuple[int, float]]) -> None:

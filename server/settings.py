@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     device: str = Field("cpu", description="cpu or cuda")
     num_slots: int = Field(32, ge=1, description="requests that may run at once, for each model")
     max_tokens: int = Field(4096, ge=1, description="longest answer")
-    max_waiting: int = Field(256, ge=0, description="requests that may wait for a slot")
+    max_waiting: int = Field(256, ge=1, description="requests that may wait for a slot")
     token_budget: int | None = Field(None, ge=1, description="most tokens of one packed forward")
     compile: bool = Field(False, description="compile the layers at the start")
     quantize: str | None = Field(

@@ -317,3 +317,29 @@ def test_random_aborts_leave_every_slot_free():
         engine.step()
     assert engine._scheduler.table.num_free == 4
     assert sorted(engine._scheduler.table._free) == [0, 1, 2, 3]
+
+
+def test_a_request_that_cannot_be_started_ends_alone_and_takes_no_slot(monkeypatch):
+    engine = toy_engine(HashModel(vocab_size=12, context_length=64), num_slots=2)
+    table = engine._scheduler.table
+    set_bias = table._set_bias
+
+    def broken(slot, bias):
+        if bias:
+            raise RuntimeError("no room")
+        set_bias(slot, bias)
+
+    monkeypatch.setattr(table, "_set_bias", broken)
+    params = GenerationParams(max_tokens=4, seed=1)
+    asks = [params.replace(logit_bias=((3, 1.0),)), params]
+    requests = [engine.prepare([1, 2], each) for each in asks]
+    for request in requests:
+        engine.add(request)
+    last = {}
+    while not engine.is_idle:
+        last |= {frame.request_id: frame for frame in engine.step()}
+    failed, fine = (last[request.request_id] for request in requests)
+    assert failed.finish_reason is FinishReason.ERROR
+    assert "RuntimeError: no room" in failed.error
+    assert fine.finish_reason is FinishReason.LENGTH
+    assert table.num_free == 2
