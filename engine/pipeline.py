@@ -249,6 +249,7 @@ class _Sequence:
         self.request = request
         self.has_ended = False
         self._stop_token_ids = stop_token_ids
+        self._mask_token_id = mask_token_id
         self._start = self._end = len(request.prompt)
         self._settled = self._start
         self._ids = [*request.prompt, *[mask_token_id] * request.params.max_tokens]
@@ -261,6 +262,8 @@ class _Sequence:
             raise EngineFailure(frame.error or "the engine failed")
         for position, token_id in frame.tokens:
             self._ids[self._start + position] = token_id
+        for position in frame.remasked:
+            self._ids[self._start + position] = self._mask_token_id
         self._end = self._ends[frame.block]
         self.has_ended = frame.finish_reason is not None
         settled = self._start + frame.settled

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.resolve import original_parameters
 
 DEFAULT_BLOCK_SIZE = 128
 DEFAULT_MAX_LENGTH = 2048
@@ -20,7 +20,8 @@ class PipelineOptions:
     Attributes:
         num_steps: denoising steps, per block in the semi-autoregressive methods. A step commits
             at least one position, so as many steps as positions, or more, mean one at a time.
-        allow_edits: give filled positions another token.
+        allow_edits: give filled positions another token; None does where the model was trained
+            to edit, True is refused where it was not.
         use_confidence: commit the most confident positions first, not random ones (`ancestral`).
         stop_token: one token of the tokenizer; the text ends before it, as it ends before the
             model's own end-of-text tokens.
@@ -33,7 +34,7 @@ class PipelineOptions:
     """
 
     num_steps: int = 50
-    allow_edits: bool = False
+    allow_edits: bool | None = None
     use_confidence: bool = False
     stop_token: str | None = None
     max_length: int | None = None
@@ -64,13 +65,16 @@ def params_of(
         steps = max(round(length * steps / block), -(-length // block))
     return GenerationParams(
         max_tokens=length,
-        policy="confidence" if options.use_confidence else "ancestral",
         steps=steps if steps < length else None,
         block_length=block,
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
-        **_edits(options.allow_edits),
+        **original_parameters(
+            use_confidence=options.use_confidence,
+            allow_edits=options.allow_edits,
+            can_edit=info.can_edit,
+        ),
     )
 
 
@@ -89,14 +93,3 @@ def _answer_length(
             "max_length",
         )
     return max_length - prompt_length
-
-
-def _edits(allow_edits: bool) -> dict[str, Any]:
-    """What `allow_edits` means in `GenerationParams`; the one place to switch edits on."""
-    if allow_edits:
-        raise InvalidRequest(
-            "allow_edits must be False, because the engine does not edit filled positions yet, "
-            f"got {allow_edits!r}",
-            "allow_edits",
-        )
-    return {}

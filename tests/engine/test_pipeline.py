@@ -13,6 +13,8 @@ from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest, LoadError
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.pipeline import TextDiffusionPipeline
+from diffusiongpt.engine.pipeline_options import PipelineOptions, params_of
+from diffusiongpt.engine.resolve import ORIGINAL_EDITS, original_parameters
 
 from tiny_models import CONTEXT_LENGTH, edit_config, write_modernbert
 from tiny_tokenizer import DELETE, IM_END, MASK, PAD, VOCAB_SIZE, write_tiny_tokenizer
@@ -49,15 +51,20 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> TextDiffusionPipeline:
     return pipeline("text-diffusion", model=str(folder), dtype="float32")
 
 
-@pytest.mark.parametrize(("use_confidence", "policy"), [(False, "ancestral"), (True, "confidence")])
-def test_a_call_gives_what_the_engine_gives(
-    pipe: TextDiffusionPipeline, folder: Path, use_confidence: bool, policy: str
-):
+@pytest.mark.parametrize("use_confidence", [False, True])
+@pytest.mark.parametrize("can_edit", [False, True])
+def test_a_call_gives_what_the_engine_gives(tmp_path: Path, use_confidence: bool, can_edit: bool):
+    folder = write_model(tmp_path, stop_token_ids=[], can_edit=can_edit)
+    pipe = pipeline("text-diffusion", model=str(folder), dtype="float32")
     result = pipe(PROMPT, num_steps=6, use_confidence=use_confidence, max_length=30, seed=5)
     engine = Engine.from_pretrained(folder, dtype="float32")
     prompt = engine.encode(PROMPT)
     params = GenerationParams(
-        max_tokens=30 - len(prompt), policy=policy, steps=6, temperature=1.0, seed=5
+        max_tokens=30 - len(prompt),
+        steps=6,
+        temperature=1.0,
+        seed=5,
+        **original_parameters(use_confidence=use_confidence, can_edit=can_edit),
     )
     (answer,) = engine.generate([prompt], params)
     assert result["final_ids"].tolist() == [[*prompt, *answer.token_ids]]
@@ -206,13 +213,27 @@ def test_the_network_is_shared_and_left_as_it_was(folder: Path):
     assert all(each.requires_grad for each in network.parameters())
 
 
+def test_edits_are_the_models_own_choice_and_can_be_switched_off(tmp_path: Path):
+    pipe = pipeline("text-diffusion", model=str(write_model(tmp_path, can_edit=True)))
+    options = {"num_steps": 4, "max_length": 40, "seed": 3}
+    own = pipe(PROMPT, **options)["final_ids"].tolist()
+    assert pipe(PROMPT, allow_edits=True, **options)["final_ids"].tolist() == own
+    states = list(pipe.stream_generation(PROMPT, allow_edits=True, **options))
+    assert states[-1] == pipe(PROMPT, allow_edits=True, **options)["decoded_texts"][0]
+    edits = [
+        params_of(PipelineOptions(allow_edits=asked), 4, pipe.engine.info, by_blocks=False).edits
+        for asked in (None, True, False)
+    ]
+    assert edits == [ORIGINAL_EDITS, ORIGINAL_EDITS, False]
+
+
 def test_what_cannot_be_honoured_is_refused(pipe: TextDiffusionPipeline, folder: Path):
     for options, words in (
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
         ({"num_steps": 2.5}, "got 2.5"),
         ({"max_length": 2}, "max_length must be greater than the prompt's"),
         ({"block_size": 8}, "block_size belongs to the semi-autoregressive methods"),
-        ({"allow_edits": True}, "allow_edits must be False"),
+        ({"allow_edits": True}, "was not trained to predict filled positions"),
         ({"stop_token": "the cat sat on"}, "stop_token must be one token"),
         ({"temperature": 3.0}, "temperature must be in"),
         ({"steps": 4}, "got 'steps'"),
