@@ -24,18 +24,18 @@ from diffusiongpt.engine.describe import (
     token_budget_of,
 )
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
-from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange, Usage
+from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange
 from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel, load_model
-from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
 from diffusiongpt.engine.pages import PageStore
 from diffusiongpt.engine.params import GenerationParams, seeds_of
+from diffusiongpt.engine.report import changes_of, frame_of, last_frame, note_logprobs
 from diffusiongpt.engine.request import Request, prepare_infill, prepare_request
-from diffusiongpt.engine.sampling import BANNED, Head
+from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
 from diffusiongpt.engine.score import Score, ScoreMethod, score_tokens
 from diffusiongpt.engine.slots import SlotTable
-from diffusiongpt.engine.step import Commits, denoise
+from diffusiongpt.engine.step import denoise
 from diffusiongpt.engine.text import TextCanvas, TextUpdate
 from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
 
@@ -334,9 +334,7 @@ class Engine:
 
     def _farewell(self) -> list[Frame]:
         """The last frames of what was aborted since the tick before."""
-        frames = [
-            _bare_frame(request, finish_reason=FinishReason.ABORT) for request in self._aborted
-        ]
+        frames = [last_frame(request) for request in self._aborted]
         self._aborted.clear()
         return frames
 
@@ -349,7 +347,7 @@ class Engine:
                 # Whatever it was, it ends this request only, and its slot is free again.
                 self._scheduler.remove(request.request_id)
                 message = f"the engine could not start this: {type(error).__name__}: {error}"
-                frames.append(_bare_frame(request, finish_reason=FinishReason.ERROR, error=message))
+                frames.append(last_frame(request, message))
         return frames
 
     def _seat(self, request: Request) -> Frame:
@@ -359,7 +357,7 @@ class Engine:
         if running.text is not None and request.canvas.given:
             given = (TokenChange(*each, 1.0) for each in request.canvas.given)
             update = running.text.commit(given)
-        return _frame(running, update=update)
+        return frame_of(running, update=update)
 
     def _new_text(self, request: Request) -> TextCanvas | None:
         if self.tokenizer is None:
@@ -386,50 +384,8 @@ class Engine:
             batch, commits.step.tolist(), commits.is_open.tolist(), strict=True
         ):
             self._scheduler.note_forward(running, step, is_open)
-        self._note_logprobs(batch, commits)
-        changes: list[list[TokenChange]] = [[] for _ in batch]
-        for row, position in zip(
-            commits.remasked_row.tolist(), commits.remasked_position.tolist(), strict=True
-        ):
-            changes[row].append(TokenChange(position - len(batch[row].request.prompt), None, 0.0))
-        for row, position, token_id, confidence in zip(
-            commits.row.tolist(),
-            commits.position.tolist(),
-            commits.token_id.tolist(),
-            commits.confidence.tolist(),
-            strict=True,
-        ):
-            in_completion = position - len(batch[row].request.prompt)
-            changes[row].append(TokenChange(in_completion, token_id, confidence))
-        return changes
-
-    def _note_logprobs(self, batch: Sequence[Running], commits: Commits) -> None:
-        """Keep the log-probabilities of what was committed, for the requests that ask."""
-        draws = commits.draws
-        if draws.top_id is None or draws.top_log_prob is None:
-            return
-        columns = (commits.row, commits.position, draws.token_id, draws.log_prob)
-        top = (draws.top_id, draws.top_log_prob)
-        for row, position, token_id, logprob, ids, logprobs in zip(
-            *(column.tolist() for column in (*columns, *top)), strict=True
-        ):
-            running = batch[row]
-            if (num_top := running.request.params.logprobs) is None:
-                continue
-            likely = zip(ids[:num_top], logprobs[:num_top], strict=True)
-            running.unsent_logprobs.append(
-                PositionLogprobs(
-                    position - len(running.request.prompt),
-                    self._spell(token_id, logprob),
-                    tuple(self._spell(*each) for each in likely if each[1] > BANNED / 2),
-                )
-            )
-
-    def _spell(self, token_id: int, logprob: float) -> TokenLogprob:
-        if self.tokenizer is None:
-            return TokenLogprob(token_id, "", None, logprob)
-        text, data = self.tokenizer.spell(token_id)
-        return TokenLogprob(token_id, text, data, logprob)
+        note_logprobs(batch, commits, self.tokenizer)
+        return changes_of(batch, commits)
 
     @property
     def _is_block_causal(self) -> bool:
@@ -446,7 +402,7 @@ class Engine:
         if reason is not None:
             return self._finish(running, reason, update)
         watched = running.request.params.watch or running.text is None
-        frame = _frame(running, update=update) if watched or update.content else None
+        frame = frame_of(running, update=update) if watched or update.content else None
         self._scheduler.advance(running)
         return frame
 
@@ -467,7 +423,7 @@ class Engine:
             end = running.settled if running.stopped_at is None else running.stopped_at
             update = update.followed_by(running.text.finish(end))
         self._scheduler.remove(running.request.request_id)
-        return _frame(running, update=update, reason=reason, fills=_fills_of(running))
+        return frame_of(running, update=update, reason=reason)
 
     def _fail(self, batch: Sequence[Running], error: Exception) -> list[Frame]:
         """End the requests of a failed tick and free their slots."""
@@ -477,66 +433,4 @@ class Engine:
             self.failure = f"{self._failures} steps in a row failed, the last one so: {message}"
         for running in batch:
             self._scheduler.remove(running.request.request_id)
-        return [
-            _bare_frame(running.request, finish_reason=FinishReason.ERROR, error=message)
-            for running in batch
-        ]
-
-
-def _fills_of(running: Running) -> tuple[str, ...]:
-    """The text of each hole, if the request is an infill."""
-    canvas = running.request.canvas
-    if running.text is None or not canvas.is_infill:
-        return ()
-    return tuple(running.text.text_of(*hole) for hole in canvas.holes)
-
-
-def _frame(
-    running: Running,
-    *,
-    update: TextUpdate | None = None,
-    reason: FinishReason | None = None,
-    fills: tuple[str, ...] = (),
-) -> Frame:
-    if update is None:
-        update = TextUpdate(settled=running.settled)
-    unsent, running.unsent = running.unsent, {}
-    logprobs, running.unsent_logprobs = tuple(running.unsent_logprobs), []
-    return Frame(
-        request_id=running.request.request_id,
-        step=running.step,
-        steps=running.request.steps,
-        block=running.block,
-        block_length=running.request.blocks.block_length,
-        length=len(running.filled),
-        masked=running.masked,
-        tokens=tuple((position, each) for position, each in unsent.items() if each is not None),
-        committed=running.take_recorded(),
-        logprobs=logprobs,
-        remasked=tuple(position for position, each in unsent.items() if each is None),
-        set=update.set,
-        unset=update.unset,
-        content=update.content,
-        settled=update.settled,
-        fills=fills,
-        finish_reason=reason,
-        usage=None if reason is None else running.usage(),
-    )
-
-
-def _bare_frame(
-    request: Request, *, finish_reason: FinishReason, error: str | None = None
-) -> Frame:
-    """The last frame of a request that ended without an answer of its own."""
-    return Frame(
-        request_id=request.request_id,
-        step=0,
-        steps=request.steps,
-        block=0,
-        block_length=request.blocks.block_length,
-        length=request.params.max_tokens,
-        masked=request.params.max_tokens,
-        finish_reason=finish_reason,
-        error=error,
-        usage=Usage(prompt_tokens=request.canvas.num_given, completion_tokens=0, steps=0, nfe=0),
-    )
+        return [last_frame(running.request, message) for running in batch]

@@ -16,10 +16,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import EngineFailure, QueueFull
-from diffusiongpt.engine.frame import FinishReason, Frame
+from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.observer import Observer
 from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.report import last_frame
 from diffusiongpt.engine.request import Request
 
 
@@ -158,7 +159,7 @@ class EngineWorker:
         try:
             self._engine.add(request)
         except (QueueFull, EngineFailure) as error:
-            self._send([_refusal(request, str(error))])
+            self._send([last_frame(request, str(error))])
 
     def _run(self) -> None:
         try:
@@ -198,7 +199,7 @@ class EngineWorker:
 
     def _end_all(self, message: str) -> None:
         """Send a last frame to every request that is still waiting for one."""
-        self._send([_refusal(each.request, message) for each in list(self._generations.values())])
+        self._send([last_frame(each.request, message) for each in list(self._generations.values())])
 
 
 def _wake_up() -> None:
@@ -208,18 +209,3 @@ def _wake_up() -> None:
 def _deliver(deliveries: Sequence[tuple[Generation, Frame]]) -> None:
     for generation, frame in deliveries:
         generation.put(frame)
-
-
-def _refusal(request: Request, message: str) -> Frame:
-    """The last frame of a request that the engine could not finish."""
-    return Frame(
-        request_id=request.request_id,
-        step=0,
-        steps=request.steps,
-        block=0,
-        block_length=request.blocks.block_length,
-        length=request.params.max_tokens,
-        masked=request.params.max_tokens,
-        finish_reason=FinishReason.ERROR,
-        error=message,
-    )
