@@ -157,7 +157,7 @@ def bench(
         int | None, typer.Option(help="Most tokens of one packed forward.")
     ] = None,
     compile: Annotated[
-        bool, typer.Option(help="Compile the layers at the start: slower to start, then faster.")
+        bool, typer.Option(help="Compile the model at the start: slower to start, then faster.")
     ] = False,
     quantize: Quantize = None,
     requests: Annotated[int, typer.Option(help="Requests, all handed over at once.")] = 16,

@@ -44,7 +44,7 @@ def serve(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="Compile the layers at the start: slower to start, then faster.",
+            help="Compile the model at the start: slower to start, then faster.",
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,

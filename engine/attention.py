@@ -16,7 +16,9 @@ Legend: T packed tokens, L tokens of a segment, H heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -99,7 +101,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    attention_plan: AttentionPlan,
+    attention_plan: AttentionPlan | None = None,
     scaling: float,
     sliding_window: int | None = None,
     dropout: float = 0.0,
@@ -110,7 +112,7 @@ def packed_attention(
     Args:
         query: (1, H, T, D), rotated. key, value: the same with as many or fewer heads.
         attention_mask: None; the plan takes its place.
-        attention_plan: the segments of the row.
+        attention_plan: the segments of the row; None takes that of `plan_under_way`.
         scaling: factor of the scores.
         sliding_window: of a local layer: i sees j where |i - j| <= sliding_window - 1.
         dropout: must be 0.
@@ -123,29 +125,45 @@ def packed_attention(
     """
     if dropout:
         raise ValueError(f"packed attention is for inference, got dropout={dropout}")
-    if query.shape[0] != 1 or query.shape[2] != attention_plan.num_tokens:
+    layer = _layer_of(module)
+    if attention_plan is None:
+        return _attend_under_way(query, key, value, layer, scaling, sliding_window), None
+    return attend_packed(query, key, value, attention_plan, layer, scaling, sliding_window), None
+
+
+def attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    layer: int,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Attention of a row of packed tokens, (1, T, H, D); see `packed_attention`."""
+    if query.shape[0] != 1 or query.shape[2] != plan.num_tokens:
         raise ValueError(
-            f"the plan has one row of {attention_plan.num_tokens} tokens, "
+            f"the plan has one row of {plan.num_tokens} tokens, "
             f"got queries of shape {tuple(query.shape)}"
         )
     outputs = []
-    for run in attention_plan.runs:
+    for run in plan.runs:
         tokens = slice(run.start, run.start + run.count * run.length)
         keys, values = (_by_segment(heads[0, :, tokens], run.length) for heads in (key, value))
         num_before = 0
         if run.cache is not None:
             num_before = run.cache.length
-            keys, values = run.cache.extend(_layer_of(module), keys, values)
+            keys, values = run.cache.extend(layer, keys, values)
         output = _attend(
             _by_segment(query[0, :, tokens], run.length),
             keys,
             values,
-            Limits.of(keys.shape[2], sliding_window, attention_plan.block_length),
+            Limits.of(keys.shape[2], window, plan.block_length),
             scaling,
             num_before,
         )
         outputs.append(output.flatten(0, 1))
-    return torch.cat(outputs)[None], None
+    return torch.cat(outputs)[None]
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -259,7 +277,33 @@ def _build_mask(
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
-_never_compiled: Callable[[Any], Any] = torch.compiler.disable
-# Never compiled: its tiles follow the batch, so every new mix of lengths would be compiled anew.
-AttentionInterface.register(PACKED_ATTENTION, _never_compiled(packed_attention))
+# The plan of the forward under way, for compiled models: an operator takes tensors and numbers.
+_plan_under_way: ContextVar[AttentionPlan] = ContextVar("attention_plan")
+
+
+@contextmanager
+def plan_under_way(plan: AttentionPlan) -> Iterator[None]:
+    """Where a compiled model's attention finds its plan."""
+    token = _plan_under_way.set(plan)
+    try:
+        yield
+    finally:
+        _plan_under_way.reset(token)
+
+
+@torch.library.custom_op("diffusiongpt::packed_attention", mutates_args=())
+def _attend_under_way(
+    query: Tensor, key: Tensor, value: Tensor, layer: int, scaling: float, window: int | None
+) -> Tensor:
+    """`attend_packed` as one operator of a compiled graph, which does not look into it: its
+    tiles follow the batch, so every new mix of lengths would be compiled anew."""
+    return attend_packed(query, key, value, _plan_under_way.get(), layer, scaling, window)
+
+
+@_attend_under_way.register_fake
+def _(query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)

@@ -29,15 +29,15 @@ class EngineConfig:
         head_chunk: rows that go through the output head at once; bounds the logits' memory.
         max_waiting: requests that may wait for a slot.
         cache_blocks: keep the keys and values of settled blocks (block-causal models; exact).
-        compile: compile the layers at load (needs a C++ compiler and some seconds); large
-            batches then take about two thirds of the time.
+        compile: compile the backbone at load (needs a C++ compiler and some 15 seconds); a
+            forward then takes about two thirds of the time.
         quantize: keep the layers' weights in 8 or 4 bits (needs torchao): less memory, not
             less time.
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
             alike (exact; needs `cache_blocks`); 0 keeps none, None is 512 MiB, or 0 when
             `deterministic`, for a forward of another shape rounds differently.
-        compile: compile the layers at load (needs a C++ compiler and some seconds); large
-            batches then take about two thirds of the time.
+        compile: compile the backbone at load (needs a C++ compiler and some 15 seconds); a
+            forward then takes about two thirds of the time.
         deterministic: pad every forward to `token_budget` tokens and every head call to
             `head_chunk` rows, so that a request's tokens are bit for bit the same in any
             company. Slower.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM, PreTrainedModel
 
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention import AttentionPlan, plan_under_way
 from diffusiongpt.engine.config import QuantizeKind
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.families import FamilySpec
@@ -56,6 +56,7 @@ class LoadedModel:
         self.config = network.config
         self._network = network
         self._head = _output_head(network)
+        self._compiled: Callable[..., Any] | None = None
         self.family = family
         self.name = name
         self.folder = folder
@@ -83,9 +84,12 @@ class LoadedModel:
         """Hidden states (T, H) of packed token ids (1, T) at positions (1, T)."""
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
-        output = self._network.base_model(
-            input_ids=ids, position_ids=position_ids, use_cache=False, attention_plan=plan
-        )
+        inputs = {"input_ids": ids, "position_ids": position_ids, "use_cache": False}
+        if self._compiled is None:
+            output = self._network.base_model(**inputs, attention_plan=plan)
+        else:
+            with plan_under_way(plan):
+                output = self._compiled(**inputs)
         hidden: Tensor = output.last_hidden_state
         return hidden[0]
 
@@ -144,14 +148,14 @@ class LoadedModel:
             ) from error
 
     def compile(self) -> None:
-        """Compile each layer for any number of tokens, and try it once; attention stays as it is.
+        """Compile the backbone as one graph for any number of tokens, and try it once.
 
         Raises:
             LoadError: there is no compiler that works.
         """
-        layers = self._network.base_model.get_submodule("layers")
-        for layer in layers.children():
-            layer.compile(dynamic=True)
+        on_cpu = self.device.type == "cpu"
+        options: dict[str, Any] = {"freezing": on_cpu, "cpp_wrapper": on_cpu}
+        self._compiled = torch.compile(self._network.base_model, dynamic=True, options=options)
         try:
             with torch.inference_mode():  # as denoising runs; other modes are compiled anew
                 self.logits([self.mask_token_id] * 48)

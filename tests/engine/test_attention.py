@@ -24,8 +24,10 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, window: int | None = None
 ) -> Tensor:
     scaling = query.shape[-1] ** -0.5
+    layer = torch.nn.Identity()
+    layer.layer_idx = 0
     output, _ = packed_attention(
-        torch.nn.Identity(),
+        layer,
         query,
         key,
         value,

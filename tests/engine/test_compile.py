@@ -1,4 +1,4 @@
-"""Compiled layers: the same logits and tokens as eager ones, and a sentence without a compiler."""
+"""A compiled backbone: an eager one's logits and tokens, and a sentence without a compiler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPTS = ([7, 8, 9], list(range(10, 40)), [11])
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("default")
-def test_compiled_layers_give_the_same_tokens_for_any_mix_of_lengths(tmp_path):
+def test_a_compiled_backbone_gives_the_same_tokens_for_any_mix_of_lengths(tmp_path):
     folder = write_modernbert(tmp_path, block_length=8)
     eager = Engine.from_pretrained(folder, dtype="float32")
     compiled = Engine.from_pretrained(folder, dtype="float32", compile=True)
