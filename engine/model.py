@@ -16,6 +16,7 @@ from diffusiongpt.engine.config import QuantizeKind
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.families import FamilySpec
 from diffusiongpt.engine.info import AttentionKind
+from diffusiongpt.engine.last_layer import narrow_last_layer
 from diffusiongpt.engine.quantization import quantize_layers
 
 
@@ -56,6 +57,7 @@ class LoadedModel:
         self.config = network.config
         self._network = network
         self._head = _output_head(network)
+        self._narrows = narrow_last_layer(network)
         self._compiled: Callable[..., Any] | None = None
         self.family = family
         self.name = name
@@ -80,18 +82,37 @@ class LoadedModel:
         self.num_head_rows = 0
 
     @torch.no_grad()
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """Hidden states (T, H) of packed token ids (1, T) at positions (1, T)."""
+    def backbone(
+        self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (T, H) of packed token ids (1, T) at positions (1, T), or only those of
+        the `wanted` tokens, (R, H) of indices (R,)."""
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
         inputs = {"input_ids": ids, "position_ids": position_ids, "use_cache": False}
-        if self._compiled is None:
-            output = self._network.base_model(**inputs, attention_plan=plan)
-        else:
-            with plan_under_way(plan):
-                output = self._compiled(**inputs)
-        hidden: Tensor = output.last_hidden_state
-        return hidden[0]
+        if self._compiled is not None:
+            return self._run_compiled(inputs, plan, wanted)
+        if self._narrows and wanted is not None:
+            inputs["wanted"] = wanted
+        output = self._network.base_model(**inputs, attention_plan=plan)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden if self._narrows or wanted is None else hidden[wanted]
+
+    def _run_compiled(
+        self, inputs: dict[str, Any], plan: AttentionPlan, wanted: Tensor | None
+    ) -> Tensor:
+        """One graph serves all: it always gets wanted tokens, and at least two of them, because
+        sizes of 0 and 1 are compiled on their own."""
+        assert self._compiled is not None
+        if wanted is None:
+            wanted = torch.arange(plan.num_tokens, device=self.device)
+        padded = torch.cat([wanted, wanted.new_zeros(max(2 - len(wanted), 0))])
+        if self._narrows:
+            inputs["wanted"] = padded
+        with plan_under_way(plan):
+            output = self._compiled(**inputs)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden[: len(wanted)] if self._narrows else hidden[wanted]
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:

@@ -52,8 +52,10 @@ class Backbone(Protocol):
         """Whether the logits at a position predict the next one."""
         ...
 
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """(1, T) ids and positions to (T, H) hidden states."""
+    def backbone(
+        self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan, wanted: Tensor | None = None
+    ) -> Tensor:
+        """(1, T) ids and positions to (T, H) hidden states, or to those of `wanted` (R,) tokens."""
         ...
 
 
@@ -127,7 +129,8 @@ def denoise(
         grid, time = with_coins(rows, grid, step, time)
     if facts.any_blind:
         grid, at_least = _choose_blindly(rows, grid, at_least, time, facts.max_gap)
-    hidden = _forward(model, table, windows, facts)
+    wanted = grid.candidate | grid.filled & rows.looks_back[:, None]
+    hidden, grid = _forward(model, table, windows, facts, grid, wanted)
     bias = table.bias(rows, num_biased=facts.num_biased, num_penalized=facts.num_penalized)
     statistics = _no_statistics(grid)
     if facts.any_seeing:
@@ -196,9 +199,15 @@ def _choose_blindly(
 
 
 def _forward(
-    model: Backbone, table: SlotTable, windows: Sequence[Window], facts: BatchFacts
-) -> Tensor:
-    """The hidden states (T, H) of all windows, packed one after another."""
+    model: Backbone,
+    table: SlotTable,
+    windows: Sequence[Window],
+    facts: BatchFacts,
+    grid: Grid,
+    wanted: Tensor,
+) -> tuple[Tensor, Grid]:
+    """The hidden states (R, H) of all `wanted` positions (A, W), and a grid whose `packed` says
+    where each one's lies; of all tokens where forwards are padded to be alike."""
     lengths = [window.length for window in windows]
     ids = torch.cat([table.ids[w.slot, w.start : w.stop] for w in windows])
     position_ids = torch.cat(
@@ -217,7 +226,13 @@ def _forward(
     plan = AttentionPlan(
         lengths=tuple(lengths), block_length=facts.block_length, caches=tuple(caches)
     )
-    return model.backbone(ids[None], position_ids[None], plan)
+    if facts.num_tokens:
+        return model.backbone(ids[None], position_ids[None], plan), grid
+    tokens = grid.packed[wanted]
+    packed = torch.zeros_like(grid.packed)
+    packed[wanted] = torch.arange(len(tokens), device=packed.device)
+    hidden = model.backbone(ids[None], position_ids[None], plan, tokens)
+    return hidden, replace(grid, packed=packed)
 
 
 def _look(head: Head, hidden: Tensor, grid: Grid, rows: SlotRows, bias: BatchBias) -> RowStatistics:

@@ -146,9 +146,15 @@ def test_small_requests_pass_a_large_one_that_waits_and_then_it_gets_in():
 class RowCounter(HashModel):
     """Remembers the head's rows of every step."""
 
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+    def backbone(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         self.rows = [*getattr(self, "rows", []), self.num_head_rows]
-        return super().backbone(ids, position_ids, plan)
+        return super().backbone(ids, position_ids, plan, wanted)
 
 
 def test_a_step_looks_at_no_more_rows_than_the_budget():

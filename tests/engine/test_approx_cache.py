@@ -33,7 +33,13 @@ class TwoLayerModel(ToyModel):
     depend on all that layer 1 saw. A kept key of layer 1 is stale as soon as any token changes.
     """
 
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+    def backbone(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
         segments = zip(
@@ -42,7 +48,8 @@ class TwoLayerModel(ToyModel):
             plan.caches or (None,) * len(plan.lengths),
             strict=True,
         )
-        return torch.cat([self._segment(*segment) for segment in segments])
+        hidden = torch.cat([self._segment(*segment) for segment in segments])
+        return hidden if wanted is None else hidden[wanted]
 
     def _segment(self, ids: Tensor, places: Tensor, cache: SlotCache | None) -> Tensor:
         inner = self._seen(cache, 0, ids)
@@ -131,9 +138,9 @@ def test_later_steps_of_a_block_compute_what_is_not_kept(monkeypatch, cache, lat
     computed = []
     backbone = engine._model.backbone
 
-    def count(ids, position_ids, plan):
+    def count(ids, position_ids, plan, wanted=None):
         computed.append(ids.shape[1])
-        return backbone(ids, position_ids, plan)
+        return backbone(ids, position_ids, plan, wanted)
 
     monkeypatch.setattr(engine._model, "backbone", count)
     params = GenerationParams(

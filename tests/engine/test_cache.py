@@ -126,9 +126,9 @@ def test_after_the_prompt_a_step_computes_at_most_two_blocks(folder, monkeypatch
     computed = []
     backbone = engine._model.backbone
 
-    def count(ids, position_ids, plan):
+    def count(ids, position_ids, plan, wanted=None):
         computed.append(ids.shape[1])
-        return backbone(ids, position_ids, plan)
+        return backbone(ids, position_ids, plan, wanted)
 
     monkeypatch.setattr(engine._model, "backbone", count)
     run(engine, [(50, GenerationParams(max_tokens=60, seed=1, ignore_eos=True))])

@@ -168,10 +168,16 @@ def test_block_causal_blocks_are_aligned_and_see_nothing_after_them():
     seen: list[int] = []
 
     class Watched(HashModel):
-        def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        def backbone(
+            self,
+            ids: Tensor,
+            position_ids: Tensor,
+            plan: AttentionPlan,
+            wanted: Tensor | None = None,
+        ) -> Tensor:
             seen.append(ids.shape[1])
             assert plan.block_length == 8
-            return super().backbone(ids, position_ids, plan)
+            return super().backbone(ids, position_ids, plan, wanted)
 
     model = Watched(vocab_size=40, context_length=32, block_length=8)
     params = GenerationParams(max_tokens=30, policy="confidence", temperature=0.0, steps=5)

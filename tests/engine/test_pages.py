@@ -126,9 +126,9 @@ def test_cached_tokens_are_exactly_those_that_are_not_computed(monkeypatch):
     computed = []
     backbone = engine._model.backbone
 
-    def count(ids, position_ids, plan):
+    def count(ids, position_ids, plan, wanted=None):
         computed.append(ids.shape[1])
-        return backbone(ids, position_ids, plan)
+        return backbone(ids, position_ids, plan, wanted)
 
     monkeypatch.setattr(engine._model, "backbone", count)
     for prompt, cached in (

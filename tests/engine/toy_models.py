@@ -56,10 +56,17 @@ class ToyModel:
     def denoise(self, ids: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+    def backbone(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
-        return torch.cat([self.denoise(segment) for segment in ids[0].split(list(plan.lengths))])
+        hidden = torch.cat([self.denoise(each) for each in ids[0].split(list(plan.lengths))])
+        return hidden if wanted is None else hidden[wanted]
 
     def head(self, hidden: Tensor) -> Tensor:
         self.num_head_rows += len(hidden)
@@ -90,12 +97,19 @@ class CausalHashModel(ToyModel):
     """A block-causal HashModel with a cache of one layer, whose keys are the token ids: logits
     depend on every token up to the end of their block, and on nothing that rounds."""
 
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+    def backbone(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
         segments = ids[0].split(list(plan.lengths))
         caches = plan.caches or (None,) * len(segments)
-        return torch.cat([self._see(*each) for each in zip(segments, caches, strict=True)])
+        hidden = torch.cat([self._see(*each) for each in zip(segments, caches, strict=True)])
+        return hidden if wanted is None else hidden[wanted]
 
     def _see(self, ids: Tensor, cache: SlotCache | None) -> Tensor:
         if cache is None:
@@ -144,10 +158,17 @@ class MarkovModel(ToyModel):
         self.stationary = torch.linalg.matrix_power(transition, 200)[0]  # (K,)
         self.corruption = corruption
 
-    def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+    def backbone(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
-        return self.posterior(ids[0].view(len(plan.lengths), -1)).flatten(0, 1)
+        hidden = self.posterior(ids[0].view(len(plan.lengths), -1)).flatten(0, 1)
+        return hidden if wanted is None else hidden[wanted]
 
     def posterior(self, ids: Tensor) -> Tensor:
         """(N, L) canvases of equal length to (N, L, V) log posteriors, the mask's at -inf."""
