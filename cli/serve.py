@@ -29,6 +29,9 @@ def serve(
     token_budget: Annotated[
         int | None, typer.Option(help="Most tokens of one packed forward.")
     ] = None,
+    cache_budget: Annotated[
+        int | None, typer.Option(help="Most positions kept in caches, over all requests.")
+    ] = None,
     deterministic: Annotated[
         bool | None,
         typer.Option(

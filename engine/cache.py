@@ -45,6 +45,11 @@ class SlotCache:
         self._lead = lead
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether what is kept never changes."""
+        return self._kind == "exact"
+
     def enter_block(self) -> None:
         """A block begins: what is not exact is computed anew."""
         if self._kind != "exact":

@@ -23,6 +23,9 @@ class EngineConfig:
         max_tokens: longest completion.
         token_budget: most tokens of one packed forward; None is 8192, or four contexts when
             `deterministic`.
+        cache_budget: most positions, over all running requests, whose keys and values are kept;
+            None is four token budgets. A request with an exact cache computes few tokens at a
+            time, so that this and not the token budget bounds how many of them run at once.
         row_budget: most positions, over all blocks being denoised, whose distributions one step
             looks at; bounds the time of a step where the vocabulary is large. None is the
             token budget, which never binds.
@@ -36,8 +39,6 @@ class EngineConfig:
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
             alike (exact; needs `cache_blocks`); 0 keeps none, None is 512 MiB, or 0 when
             `deterministic`, for a forward of another shape rounds differently.
-        compile: compile the backbone at load (needs a C++ compiler and some 15 seconds); a
-            forward then takes about two thirds of the time.
         deterministic: pad every forward to `token_budget` tokens and every head call to
             `head_chunk` rows, so that a request's tokens are bit for bit the same in any
             company. Slower.
@@ -51,6 +52,7 @@ class EngineConfig:
     num_slots: int = 32
     max_tokens: int = 4096
     token_budget: int | None = None
+    cache_budget: int | None = None
     row_budget: int | None = None
     head_chunk: int = 512
     max_waiting: int = 256
@@ -66,7 +68,7 @@ class EngineConfig:
         for name in ("num_slots", "max_tokens", "head_chunk", "max_waiting"):
             if getattr(self, name) < 1:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("token_budget", "row_budget"):
+        for name in ("token_budget", "cache_budget", "row_budget"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")
         self._check_prefix_cache()

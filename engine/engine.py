@@ -81,6 +81,7 @@ class Engine:
         self._scheduler = Scheduler(
             table=table,
             token_budget=self._token_budget,
+            cache_budget=config.cache_budget or 4 * self._token_budget,
             row_budget=self._row_budget,
             max_waiting=config.max_waiting,
             uses_cache=caches_blocks(model, config),
@@ -188,10 +189,22 @@ class Engine:
             request = prepare_infill(name, Canvas.of_parts(parts), params, self.info)
         else:
             request = prepare_request(name, self._as_ids(prompt), params, self.info)
-        if request.blocks.max_window > self._token_budget:
+        self._check_budgets(request)
+        return request
+
+    def _check_budgets(self, request: Request) -> None:
+        """Refuse what could never be admitted."""
+        tokens, kept = self._scheduler.max_tokens(request), self._scheduler.num_kept(request)
+        if tokens > self._token_budget:
             raise InvalidRequest(
-                f"prompt and max_tokens need {request.blocks.max_window} tokens in one forward, "
+                f"prompt and max_tokens need {tokens} tokens in one forward, "
                 f"more than this engine's token budget of {self._token_budget}",
+                "max_tokens",
+            )
+        if kept > self._scheduler.cache_budget:
+            raise InvalidRequest(
+                f"prompt and max_tokens need {kept} positions in the cache, "
+                f"more than this engine's cache budget of {self._scheduler.cache_budget}",
                 "max_tokens",
             )
         if request.blocks.max_rows > self._row_budget:
@@ -200,7 +213,6 @@ class Engine:
                 f"engine may look at: its row budget is {self._row_budget}",
                 "block_length",
             )
-        return request
 
     def add(self, request: Request) -> None:
         """Queue a prepared request; raises QueueFull or EngineFailure."""

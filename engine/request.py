@@ -87,6 +87,13 @@ class BlockPlan:
         return min(self.end + self.suffix_length, self.context_length)
 
     @property
+    def max_cached_window(self) -> int:
+        """Tokens of the longest window where settled blocks are kept: the prompt with the first
+        block, or a block with the one before it, which is stored then."""
+        first = self.window(self.block_end(self.prompt_length))[1]
+        return min(max(first, 2 * self.block_length), self.max_window)
+
+    @property
     def max_rows(self) -> int:
         """Most positions of a block: what may go through the output head in one step."""
         return min(self.block_length, self.length)

@@ -71,6 +71,14 @@ class Running:
     cached_tokens: int = 0
 
     @property
+    def max_tokens_ahead(self) -> int:
+        """Most tokens that a forward to come computes of it."""
+        blocks = self.request.blocks
+        if self.cache is None or not self.cache.is_exact:
+            return blocks.max_window
+        return max(self.window().length, min(2 * blocks.block_length, blocks.max_window))
+
+    @property
     def step(self) -> int:
         """Denoising steps so far, of `request.steps`."""
         return self.step_base + self.block_step
@@ -166,12 +174,13 @@ class Running:
 class Scheduler:
     """Waiting requests in order of arrival, running ones by slot.
 
-    A request is admissible when a slot is free, and the longest window and the largest block
-    that it will ever have fit the budgets beside those of the running ones, so nobody is ever
-    preempted; whose turn it is among the admissible is the rule of `waiting.py`.
+    A request is admissible when a slot is free, and the longest window, the cache and the
+    largest block that it will ever have fit the budgets beside those of the running ones, so
+    nobody is ever preempted; whose turn it is among the admissible is the rule of `waiting.py`.
 
     Attributes:
         token_budget: most tokens of one packed forward.
+        cache_budget: most positions, over all running requests, whose keys and values are kept.
         row_budget: most rows that go through the output head in one step.
         max_waiting: bound of the line.
         uses_cache: whether requests keep the keys and values of their settled blocks.
@@ -181,6 +190,7 @@ class Scheduler:
 
     table: SlotTable
     token_budget: int
+    cache_budget: int
     row_budget: int
     max_waiting: int
     uses_cache: bool = False
@@ -202,16 +212,35 @@ class Scheduler:
         """Take the request whose turn it is, if there is room for one now."""
         if not self.waiting or not self.table.num_free:
             return None
-        running = [each.request for each in self.running.values()]
-        tokens = self.token_budget - sum(each.blocks.max_window for each in running)
-        rows = self.row_budget - sum(each.blocks.max_rows for each in running)
+        running = self.running.values()
+        tokens = self.token_budget - sum(each.max_tokens_ahead for each in running)
+        kept = self.cache_budget - sum(self.num_kept(each.request) for each in running)
+        rows = self.row_budget - sum(each.request.blocks.max_rows for each in running)
         return self.waiting.take_next(
             lambda request: (
-                request.blocks.max_window <= tokens
+                self.max_tokens(request) <= tokens
+                and self.num_kept(request) <= kept
                 and request.blocks.max_rows <= rows
                 and not self._is_prompt_underway(request)
             )
         )
+
+    def max_tokens(self, request: Request) -> int:
+        """Most tokens that one forward computes of a request."""
+        if self._keeps_blocks(request):
+            return request.blocks.max_cached_window
+        return request.blocks.max_window
+
+    def num_kept(self, request: Request) -> int:
+        """Positions of a request whose keys and values are kept while it runs."""
+        approximates = request.params.cache in ("prefix", "dual")
+        if not approximates and not self._keeps_blocks(request):
+            return 0
+        return request.blocks.window(request.blocks.end)[1]
+
+    def _keeps_blocks(self, request: Request) -> bool:
+        # A window that moves gives its tokens new positions, and with them new keys.
+        return self.uses_cache and request.blocks.fits_context
 
     def _is_prompt_underway(self, request: Request) -> bool:
         """Whether the coming step computes a block of the prompt that would be shared after it;
@@ -252,8 +281,7 @@ class Scheduler:
         if kind == "prefix" or kind == "dual":
             running.cache = SlotCache(capacity, kind, lead=int(self.logit_shift))
             return
-        # A window that moves gives its tokens new positions, and with them new keys.
-        if not self.uses_cache or not request.blocks.fits_context:
+        if not self._keeps_blocks(request):
             return
         running.cache = SlotCache(capacity)
         if self.pages is None:

@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     max_tokens: int = Field(4096, ge=1, description="longest answer")
     max_waiting: int = Field(256, ge=1, description="requests that may wait for a slot")
     token_budget: int | None = Field(None, ge=1, description="most tokens of one packed forward")
+    cache_budget: int | None = Field(None, ge=1, description="most positions kept in caches")
     compile: bool = Field(False, description="compile the model at the start")
     quantize: str | None = Field(
         None, pattern="^(int8|int4)$", description="weights of the layers in so few bits"
@@ -149,6 +150,7 @@ class Settings(BaseSettings):
             "max_tokens",
             "max_waiting",
             "token_budget",
+            "cache_budget",
             "deterministic",
             "compile",
             "quantize",

@@ -157,6 +157,57 @@ class RowCounter(HashModel):
         return super().backbone(ids, position_ids, plan, wanted)
 
 
+class TokenCounter(CausalHashModel):
+    """Remembers the tokens of every forward."""
+
+    def backbone(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        self.tokens = [*getattr(self, "tokens", []), ids.shape[1]]
+        return super().backbone(ids, position_ids, plan, wanted)
+
+
+@pytest.mark.parametrize("prefix_cache_bytes", [0, 10_000])
+def test_cached_requests_run_together_as_the_tokens_that_they_compute_allow(prefix_cache_bytes):
+    model = TokenCounter(vocab_size=40, context_length=128, block_length=4)
+    engine = toy_engine(
+        model,
+        num_slots=16,
+        token_budget=48,
+        cache_budget=400,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )
+    rng = random.Random(5)
+    for _ in range(60):
+        prompt = [rng.randrange(5, 40) for _ in range(rng.choice([2, 9, 30]))]
+        params = GenerationParams(
+            max_tokens=rng.choice([3, 40, 70]), policy="random", seed=1, ignore_eos=True
+        )
+        engine.add(engine.prepare(prompt, params))
+    most_running = 0
+    while not engine.is_idle:
+        engine.step()
+        running = engine._scheduler.running.values()
+        most_running = max(most_running, len(running))
+        assert sum(engine._scheduler.num_kept(each.request) for each in running) <= 400
+    assert max(model.tokens) <= 48
+    # Whole canvases would fill the budget with one request.
+    assert most_running >= 4
+
+
+def test_what_can_never_fit_the_cache_budget_is_refused_at_once():
+    model = CausalHashModel(vocab_size=40, context_length=128, block_length=4)
+    engine = toy_engine(model, token_budget=48, cache_budget=64)
+    with pytest.raises(InvalidRequest, match="need 72 positions in the cache"):
+        engine.prepare([1] * 10, GenerationParams(max_tokens=60))
+    with pytest.raises(InvalidRequest, match="need 56 tokens in one forward"):
+        engine.prepare([1] * 54, GenerationParams(max_tokens=2))
+
+
 def test_a_step_looks_at_no_more_rows_than_the_budget():
     model = RowCounter(vocab_size=40, context_length=64)
     engine = toy_engine(model, num_slots=8, row_budget=20, head_chunk=7)
