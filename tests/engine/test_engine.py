@@ -170,7 +170,7 @@ def test_block_causal_blocks_are_aligned_and_see_nothing_after_them():
     class Watched(HashModel):
         def backbone(self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
             seen.append(ids.shape[1])
-            assert plan.block_length == 8
+            assert plan.block_lengths == (8,)
             return super().backbone(ids, position_ids, plan)
 
     model = Watched(vocab_size=40, context_length=32, block_length=8)
