@@ -48,18 +48,25 @@ class AttentionPlan:
         lengths: tokens of each segment in the order of the row; their sum is T.
         block_length: block-causal attention: position i sees j where block(j) <= block(i),
             positions counted from the segment's start. None: a segment sees all of itself.
+        block_lengths: the same for each segment, where they differ; empty: `block_length`.
         caches: of each segment, or empty; a segment with a cache goes on where that ends.
     """
 
     lengths: tuple[int, ...]
     block_length: int | None = None
+    block_lengths: tuple[int | None, ...] = ()
     caches: tuple[SlotCache | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths must be at least one length >= 1, got {self.lengths}")
-        if self.block_length is not None and self.block_length < 1:
-            raise ValueError(f"block_length must be at least 1, got {self.block_length}")
+        for block_length in (self.block_length, *self.block_lengths):
+            if block_length is not None and block_length < 1:
+                raise ValueError(f"block_length must be at least 1, got {block_length}")
+        if len(self.block_lengths) not in (0, len(self.lengths)):
+            raise ValueError(
+                f"{len(self.lengths)} segments have {len(self.block_lengths)} block lengths"
+            )
         if len(self.caches) not in (0, len(self.lengths)):
             raise ValueError(f"{len(self.lengths)} segments have {len(self.caches)} caches")
 
@@ -70,16 +77,17 @@ class AttentionPlan:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Equally long neighbours together, but each segment that has a cache alone."""
+        """Neighbours of one length and block length together, but what has a cache alone."""
         runs: list[Run] = []
         start = 0
+        blocks = self.block_lengths or (self.block_length,) * len(self.lengths)
         caches = self.caches or (None,) * len(self.lengths)
-        for length, cache in zip(self.lengths, caches, strict=True):
-            last = runs[-1] if runs else None
-            if last and cache is None and last.cache is None and last.length == length:
-                runs[-1] = Run(last.start, last.count + 1, length, None)
+        for length, block, cache in zip(self.lengths, blocks, caches, strict=True):
+            last = runs[-1] if runs and runs[-1].cache is None and cache is None else None
+            if last and (last.length, last.block_length) == (length, block):
+                runs[-1] = Run(last.start, last.count + 1, length, block, None)
             else:
-                runs.append(Run(start, 1, length, cache))
+                runs.append(Run(start, 1, length, block, cache))
             start += length
         return tuple(runs)
 
@@ -91,6 +99,7 @@ class Run:
     start: int
     count: int
     length: int
+    block_length: int | None
     cache: SlotCache | None
 
 
@@ -158,7 +167,7 @@ def attend_packed(
             _by_segment(query[0, :, tokens], run.length),
             keys,
             values,
-            Limits.of(keys.shape[2], window, plan.block_length),
+            Limits.of(keys.shape[2], window, run.block_length),
             scaling,
             num_before,
         )

@@ -40,6 +40,7 @@ def describe_model(model: LoadedModel, config: EngineConfig) -> ModelInfo:
         max_tokens=config.max_tokens,
         defaults=defaults,
         can_edit=model.can_edit,
+        block_lengths=model.block_lengths,
     )
 
 

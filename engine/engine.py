@@ -70,8 +70,8 @@ class Engine:
             pad=config.deterministic,
             delete_token_id=model.delete_token_id,
         )
-        block_length = self.info.block_length or 0
-        capacity = self.info.context_length + config.max_tokens + block_length
+        longest_block = max(self.info.block_length or 0, *self.info.block_lengths, 0)
+        capacity = self.info.context_length + config.max_tokens + longest_block
         table = SlotTable(
             config.num_slots,
             capacity,
@@ -386,9 +386,7 @@ class Engine:
     def _denoise(self, batch: Sequence[Running]) -> list[list[TokenChange]]:
         """One forward for the batch; what changed in each request, in completion positions."""
         facts = describe_batch(
-            batch,
-            block_length=self._model.block_length if self._is_block_causal else None,
-            num_tokens=self._token_budget if self.config.deterministic else 0,
+            batch, num_tokens=self._token_budget if self.config.deterministic else 0
         )
         windows = [running.window() for running in batch]
         commits = denoise(self._model, self._head, self._scheduler.table, windows, facts)
@@ -398,10 +396,6 @@ class Engine:
             self._scheduler.note_forward(running, step, is_open)
         note_logprobs(batch, commits, self.tokenizer)
         return changes_of(batch, commits)
-
-    @property
-    def _is_block_causal(self) -> bool:
-        return self.info.attention == "block_causal"
 
     def _commit(self, running: Running, changes: Sequence[TokenChange]) -> Frame | None:
         """Take note of a request's changes; its frame, or None when nobody needs one."""

@@ -41,6 +41,8 @@ class FamilySpec:
         native: the class of transformers that the weights are loaded into.
         attention: who sees whom. block_length: of block-causal attention, or a bidirectional
             model's own block of denoising; None takes the config's `block_size` or the canvas.
+        block_lengths: all that a block-causal model was trained with, 0 being the whole canvas;
+            empty: `block_length` alone.
         logit_shift: the logits at a position predict the next one.
         can_edit: the model was trained to predict filled positions, too, so that they can be
             edited; a section that does not say so says no.
@@ -62,6 +64,7 @@ class FamilySpec:
     native: str
     attention: AttentionKind = "bidirectional"
     block_length: int | None = None
+    block_lengths: tuple[int, ...] = ()
     logit_shift: bool = False
     can_edit: bool = False
     mask_token_id: int | None = None
@@ -276,10 +279,20 @@ def _read_section(section: Any, where: str) -> dict[str, Any]:
             )
     values = {name: section[name] for name in _SECTION_FIELDS if name in section}
     _check_sampler(values.get("sampler", {}), where)
+    _check_block_lengths(values, where)
     values.setdefault("can_edit", False)
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
+
+
+def _check_block_lengths(values: Mapping[str, Any], where: str) -> None:
+    lengths, own = values.get("block_lengths"), values.get("block_length")
+    if lengths and (values.get("attention") != "block_causal" or own not in lengths):
+        raise LoadError(
+            f"block_lengths in the diffusion section of {where} are of a block-causal model and "
+            f"hold its block_length, got {list(lengths)} with block_length {own}"
+        )
 
 
 def _check_sampler(sampler: Mapping[str, Any], where: str) -> None:
@@ -318,6 +331,7 @@ _SECTION_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_count(value),
         "null or an integer of at least 1",
     ),
+    "block_lengths": (_are_ids, "a list of lengths of at least 0, 0 being the whole canvas"),
     "can_edit": (lambda value: isinstance(value, bool), "true or false"),
     "logit_shift": (lambda value: isinstance(value, bool), "true or false"),
     "stop_token_ids": (_are_ids, "a list of token ids"),

@@ -22,13 +22,14 @@ class Window:
     """The canvas positions start..stop of a slot that the model computes in this step.
 
     With a cache it sees what that keeps as well, and positions count from the canvas's start;
-    without one they count from `start`.
+    without one they count from `start`. `block_length` is of block-causal attention, or None.
     """
 
     slot: int
     start: int
     stop: int
     cache: SlotCache | None = None
+    block_length: int | None = None
 
     @property
     def length(self) -> int:

@@ -19,6 +19,8 @@ class ModelInfo:
         family: name of its FamilySpec. attention: who sees whom.
         context_length: tokens the model was trained to see at once.
         block_length: the model's own block, None for a full-canvas model.
+        block_lengths: every block length that a block-causal model was trained with, 0 being the
+            whole canvas; empty for its own alone.
         vocab_size: rows of the embedding. num_parameters: weights, tied ones once.
         max_tokens: longest completion the engine's canvases hold.
         can_edit: whether it was trained to predict filled positions, too.
@@ -35,3 +37,4 @@ class ModelInfo:
     max_tokens: int
     defaults: GenerationParams
     can_edit: bool = False
+    block_lengths: tuple[int, ...] = ()

@@ -36,7 +36,8 @@ class LoadedModel:
     Attributes:
         config: of the class that transformers ships.
         name: public id. folder: where it came from. family: its FamilySpec.
-        attention, block_length, logit_shift, can_edit, sampler, chat_template: as in FamilySpec.
+        attention, block_length, block_lengths, logit_shift, can_edit, sampler, chat_template: as in
+            FamilySpec.
         mask_token_id, stop_token_ids, never_emit_token_ids: the last one holds the mask.
         delete_token_id: what an edit may write to delete a token, and nothing else may.
         context_length: positions the model was trained for. vocab_size: V, rows of the embedding.
@@ -68,6 +69,7 @@ class LoadedModel:
         self.delete_token_id = tokens.delete
         self.attention: AttentionKind = family.attention
         self.block_length = family.block_length
+        self.block_lengths = family.block_lengths
         self.logit_shift = family.logit_shift
         self.can_edit = family.can_edit
         self.sampler: Mapping[str, Any] = family.sampler

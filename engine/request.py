@@ -41,6 +41,11 @@ class BlockPlan:
     suffix_length: int = 0
 
     @property
+    def causal_block(self) -> int | None:
+        """The block length of the attention; None where all of the window sees all of it."""
+        return self.block_length if self.aligned else None
+
+    @property
     def end(self) -> int:
         """The canvas position after the completion."""
         return self.prompt_length + self.length
@@ -187,11 +192,7 @@ def prepare_infill(
         InvalidRequest: with the offending value and what would be accepted.
     """
     if info.attention == "block_causal" and canvas.is_infill:
-        raise InvalidRequest(
-            f"{info.name} is block-causal and sees nothing after its block; "
-            "infilling needs a bidirectional model",
-            "prompt",
-        )
+        params = _see_the_whole_canvas(params, info)
     if params.stop:
         raise InvalidRequest(
             f"stop strings cannot end an infill, got {len(params.stop)} of them", "stop"
@@ -205,6 +206,23 @@ def prepare_infill(
         )
     params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
     return _prepare(request_id, canvas, params, info)
+
+
+def _see_the_whole_canvas(params: GenerationParams, info: ModelInfo) -> GenerationParams:
+    """What an infill asks of a model that serves blocks: the whole canvas as one of them."""
+    if 0 not in info.block_lengths:
+        raise InvalidRequest(
+            f"{info.name} is block-causal and sees nothing after its block; "
+            "infilling needs a bidirectional model",
+            "prompt",
+        )
+    if params.block_length:
+        raise InvalidRequest(
+            f"block_length must be 0 or absent for an infill, because blocks of a block-causal "
+            f"model see nothing after them, got {params.block_length}",
+            "block_length",
+        )
+    return params.replace(block_length=0)
 
 
 def prepare_request(
@@ -305,22 +323,10 @@ def _check_max_tokens(params: GenerationParams, info: ModelInfo) -> None:
 
 
 def _plan_blocks(canvas: Canvas, params: GenerationParams, info: ModelInfo) -> BlockPlan:
-    aligned = info.attention == "block_causal"
     block_length = params.block_length
-    if aligned:
-        if block_length not in (None, info.block_length):
-            raise InvalidRequest(
-                f"block_length must be {info.block_length}, the block this block-causal model "
-                f"was trained with, got {block_length}",
-                "block_length",
-            )
-        if params.lookahead:
-            raise InvalidRequest(
-                "lookahead must be 0 or absent, because a block-causal model sees nothing "
-                f"after its block, got {params.lookahead}",
-                "lookahead",
-            )
-        block_length = info.block_length
+    if info.attention == "block_causal":
+        block_length = _trained_block(params, info)
+    aligned = info.attention == "block_causal" and block_length != 0
     full_canvas = not block_length
     block_length = block_length or params.max_tokens
     lookahead = block_length if params.lookahead is None else params.lookahead
@@ -337,6 +343,26 @@ def _plan_blocks(canvas: Canvas, params: GenerationParams, info: ModelInfo) -> B
         _check_infill(blocks)
     _check_context(blocks, full_canvas=full_canvas)
     return blocks
+
+
+def _trained_block(params: GenerationParams, info: ModelInfo) -> int:
+    """The block length of a request to a block-causal model; 0 is the whole canvas."""
+    own = info.block_length or 1
+    trained = info.block_lengths or (own,)
+    block_length = own if params.block_length is None else params.block_length
+    if block_length not in trained:
+        raise InvalidRequest(
+            f"block_length must be {' or '.join(map(str, trained))}, as this block-causal model "
+            f"was trained, got {block_length}",
+            "block_length",
+        )
+    if params.lookahead:
+        raise InvalidRequest(
+            "lookahead must be 0 or absent, because a block-causal model sees nothing "
+            f"after its block, got {params.lookahead}",
+            "lookahead",
+        )
+    return block_length
 
 
 def _check_cache(params: GenerationParams, blocks: BlockPlan, info: ModelInfo) -> None:

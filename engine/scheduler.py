@@ -85,12 +85,13 @@ class Running:
 
     def window(self) -> Window:
         """What the model computes of the canvas in the next step."""
-        start, stop = self.request.blocks.window(self.block_end)
+        blocks = self.request.blocks
+        start, stop = blocks.window(self.block_end)
         if self.cache is None:
-            return Window(self.slot, start, stop)
+            return Window(self.slot, start, stop, block_length=blocks.causal_block)
         if self.cache.extent:
             stop = self.block_end
-        return Window(self.slot, self.cache.length, stop, self.cache)
+        return Window(self.slot, self.cache.length, stop, self.cache, blocks.causal_block)
 
     def note_forward(self, step: int, is_open: bool) -> None:
         """Note that a forward took the block to `step`; it saw all settled blocks clean."""
@@ -240,12 +241,12 @@ class Scheduler:
 
     def _keeps_blocks(self, request: Request) -> bool:
         # A window that moves gives its tokens new positions, and with them new keys.
-        return self.uses_cache and request.blocks.fits_context
+        return self.uses_cache and request.blocks.aligned and request.blocks.fits_context
 
     def _is_prompt_underway(self, request: Request) -> bool:
         """Whether the coming step computes a block of the prompt that would be shared after it;
         it is worth a tick to wait for that."""
-        if self.pages is None or not request.blocks.fits_context:
+        if self.pages is None or not self._shares_pages(request):
             return False
         stop = (self.pages.count_known(request.prompt) + 1) * self.pages.block_length
         if stop > len(request.prompt):
@@ -255,6 +256,12 @@ class Scheduler:
             each.nfe == 0 and each.page is not None and each.request.prompt[:stop] == shared
             for each in self.running.values()
         )
+
+    def _shares_pages(self, request: Request) -> bool:
+        """Whether a request's blocks are those of the shared pages."""
+        blocks = request.blocks
+        own = self.pages is not None and blocks.causal_block == self.pages.block_length
+        return own and blocks.fits_context
 
     def seat(self, request: Request, text: TextCanvas | None) -> Running:
         """Give a request its slot and enter its first block."""
@@ -284,7 +291,7 @@ class Scheduler:
         if not self._keeps_blocks(request):
             return
         running.cache = SlotCache(capacity)
-        if self.pages is None:
+        if self.pages is None or not self._shares_pages(request):
             return
         running.page = self.pages.take(request.prompt)
         if known := running.page.path():
@@ -362,9 +369,7 @@ def share_of_steps(
     return max(1, min(share, most, steps_left - blocks_after))
 
 
-def describe_batch(
-    batch: Sequence[Running], *, block_length: int | None, num_tokens: int
-) -> BatchFacts:
+def describe_batch(batch: Sequence[Running], *, num_tokens: int) -> BatchFacts:
     """What the host knows of a batch ahead of its step."""
     requests = [running.request for running in batch]
     policies = [request.policy for request in requests]
@@ -382,7 +387,6 @@ def describe_batch(
             (request.params.top_p or 1.0) < 1.0 or request.params.top_k or request.params.min_p
             for request in requests
         ),
-        block_length=block_length,
         num_tokens=num_tokens,
         num_biased=max(len(request.params.logit_bias) for request in requests),
         num_penalized=max(

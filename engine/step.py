@@ -74,7 +74,6 @@ class BatchFacts:
         any_truncated: whether some slot draws with top_p, top_k or min_p.
         num_biased: longest `logit_bias`. num_penalized: longest completion with a penalty.
         num_top: most likely tokens to hand out with each commit, None if nobody asks.
-        block_length: of block-causal attention, or None.
         num_tokens: pad the forward to this many tokens, or 0.
     """
 
@@ -88,7 +87,6 @@ class BatchFacts:
     any_revising: bool
     any_random: bool
     any_truncated: bool
-    block_length: int | None
     num_tokens: int
     num_biased: int = 0
     num_penalized: int = 0
@@ -217,15 +215,15 @@ def _forward(
         ]
     )
     caches = [window.cache for window in windows]
+    blocks = [window.block_length for window in windows]
     if padding := max(facts.num_tokens - len(ids), 0):
         ids = torch.cat([ids, ids.new_zeros(padding)])
         position_ids = torch.cat([position_ids, position_ids.new_zeros(padding)])
         whole, rest = divmod(padding, _PADDING_SEGMENT)
         lengths += [_PADDING_SEGMENT] * whole + [rest] * bool(rest)
         caches += [None] * (len(lengths) - len(caches))
-    plan = AttentionPlan(
-        lengths=tuple(lengths), block_length=facts.block_length, caches=tuple(caches)
-    )
+        blocks += [None] * (len(lengths) - len(blocks))
+    plan = AttentionPlan(lengths=tuple(lengths), block_lengths=tuple(blocks), caches=tuple(caches))
     if facts.num_tokens:
         return model.backbone(ids[None], position_ids[None], plan), grid
     tokens = grid.packed[wanted]

@@ -86,6 +86,7 @@ def _describe(info: ModelInfo, created: int) -> dict[str, Any]:
             "family": info.family,
             "attention": info.attention,
             "block_length": info.block_length,
+            "block_lengths": list(info.block_lengths),
             "max_tokens": info.max_tokens,
             "num_parameters": info.num_parameters,
             "edits": info.can_edit,

@@ -3,7 +3,8 @@
 tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
 train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
            --dry-run        says what the run costs; --explain-batch[=STEP] shows one batch
-eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N]
+eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N] [--block_length N]
+           --against FOLDER...  a table of several models on the same rows
            --endings --infill --curve --fit FILE...   [--max_tokens N] [--count N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
@@ -19,7 +20,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusiongpt.training.config import ConfigError, DataConfig, TrainingConfig, load_config
+from diffusiongpt.training.config import (
+    ConfigError,
+    DataConfig,
+    RunError,
+    TrainingConfig,
+    load_config,
+)
 
 
 def _train(arguments: list[str]) -> None:
@@ -75,7 +82,7 @@ def _tokenizer(arguments: list[str]) -> None:
 
 
 def _eval(arguments: list[str]) -> None:
-    from diffusiongpt.training.run import evaluate, judge_generation
+    from diffusiongpt.training.judge import compare, evaluate, judge_generation
 
     parser = _parser("eval")
     parser.add_argument("folder")
@@ -83,6 +90,8 @@ def _eval(arguments: list[str]) -> None:
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--max_rows", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--block_length", type=int)
+    parser.add_argument("--against", nargs="+", default=[])
     for wish in ("endings", "infill", "curve"):
         parser.add_argument(f"--{wish}", action="append_const", dest="wishes", const=wish)
     parser.add_argument("--fit", nargs="+", default=[])
@@ -103,15 +112,28 @@ def _eval(arguments: list[str]) -> None:
         ):
             _say(line)
         return
+    if options.against:
+        folders = [options.folder, *options.against]
+        for line in compare(
+            folders, options.files, data, options.draws, options.max_rows, options.seed
+        ):
+            _say(line)
+        return
     for name in options.files:
         bounds = evaluate(
-            options.folder, [name], data, options.draws, options.max_rows, options.seed
+            options.folder,
+            [name],
+            data,
+            options.draws,
+            options.max_rows,
+            options.seed,
+            options.block_length,
         )
         _say(f"{name}: {bounds[name]}")
 
 
 def _ngram(arguments: list[str]) -> None:
-    from diffusiongpt.training.run import ngram_baseline
+    from diffusiongpt.training.judge import ngram_baseline
 
     parser = _parser("ngram")
     parser.add_argument("folder")
@@ -129,7 +151,7 @@ def _ngram(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from diffusiongpt.training.run import export
+    from diffusiongpt.training.folders import export
 
     parser = _parser("export")
     parser.add_argument("source")
@@ -174,7 +196,7 @@ def _say(line: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; what cannot be honoured ends with one sentence and status 2."""
+    """Run one command; a refusal is one sentence and status 2, a run that ends early 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     if not arguments or arguments[0] not in COMMANDS:
         sys.stderr.write(f"the command must be one of {', '.join(COMMANDS)}\n")
@@ -184,6 +206,9 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except RunError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 

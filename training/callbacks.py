@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from diffusiongpt.training.trainer import RunClock
+from diffusiongpt.training.trainer import RunClock, agree
 
 
 class ClockCallback(TrainerCallback):
@@ -24,7 +24,7 @@ class ClockCallback(TrainerCallback):
     def __init__(self, clock: RunClock, save_every_minutes: float) -> None:
         self.clock = clock
         self.save_every_s = 60 * save_every_minutes
-        self.saved_at = time.monotonic()
+        self.saved_at = 0.0
         self.terminated = False
         self._previous: Any = None
 
@@ -33,7 +33,7 @@ class ClockCallback(TrainerCallback):
     ) -> None:
         """Start counting and take SIGTERM."""
         self.clock.start()
-        self.saved_at = time.monotonic()
+        self.saved_at = 0.0
         self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def on_train_end(
@@ -49,12 +49,14 @@ class ClockCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask for a checkpoint or for the end when it is time."""
+        self.clock.tick()
         over = self.clock.progress(state.global_step) >= 1
-        due = time.monotonic() - self.saved_at >= self.save_every_s
-        if over or due or self.terminated:
+        due = self.clock.seconds_now - self.saved_at >= self.save_every_s
+        terminated = bool(agree(self.terminated))
+        if over or due or terminated:
             control.should_save = True
-            self.saved_at = time.monotonic()
-        if over or self.terminated:
+            self.saved_at = self.clock.seconds_now
+        if over or terminated:
             control.should_training_stop = True
 
 

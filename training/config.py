@@ -24,6 +24,10 @@ class ConfigError(ValueError):
     """A configuration value that cannot be honoured, said in one sentence."""
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on, said in one sentence."""
+
+
 def _choice(name: str, value: str, accepted: Sequence[str]) -> None:
     if value not in accepted:
         raise ConfigError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
@@ -103,12 +107,14 @@ class DataConfig:
 class DiffusionConfig:
     """The objective, the forward process and the editing curriculum.
 
+    `block_length` is one length, or several that take turns; 0 among them is the whole canvas,
+    and the first is what the model is served with when a request does not say.
     `num_diffusion_steps` puts the times on a grid; None leaves them continuous. The edit stage
     starts at the share `edit_stage_start` of the steps, 0 for the whole run, None for never.
     """
 
     objective: str = "block"
-    block_length: int = 8
+    block_length: int | tuple[int, ...] = 8
     noise: str = "exact_count"
     schedule: str = "linear"
     num_diffusion_steps: int | None = None
@@ -124,7 +130,7 @@ class DiffusionConfig:
         _choice("diffusion.objective", self.objective, OBJECTIVES)
         _choice("diffusion.noise", self.noise, NOISES)
         _choice("diffusion.schedule", self.schedule, SCHEDULES)
-        _between("diffusion.block_length", self.block_length, 1, 1 << 20)
+        _check_blocks(self.block_lengths, self.objective)
         _between("diffusion.corruption_prob", self.corruption_prob, 0.0, 1.0)
         _between("diffusion.edit_loss_weight", self.edit_loss_weight, 0.0, 1000.0)
         if self.num_diffusion_steps is not None:
@@ -138,10 +144,38 @@ class DiffusionConfig:
                 )
 
     @property
+    def block_lengths(self) -> tuple[int, ...]:
+        """Every block length of the run, the model's own first."""
+        lengths = self.block_length
+        return (lengths,) if isinstance(lengths, int) else tuple(lengths)
+
+    @property
     def needs_progress(self) -> bool:
         """Whether the corruption depends on how far the run is."""
         start = self.edit_stage_start
         return start is not None and (start > 0 or self.anneal_corruption)
+
+
+def _check_blocks(lengths: tuple[int, ...], objective: str) -> None:
+    name = "diffusion.block_length"
+    if not lengths or lengths[0] == 0:
+        raise ConfigError(
+            f"{name} must begin with a length of at least 1, the model's own, got {list(lengths)}; "
+            "for the whole canvas alone there is the objective masked"
+        )
+    for length in lengths:
+        _between(name, length, 0, 1 << 20)
+        if length and max(lengths) % length:
+            raise ConfigError(
+                f"each of {name} must divide the longest, {max(lengths)}, got {list(lengths)}"
+            )
+    if len(set(lengths)) < len(lengths):
+        raise ConfigError(f"{name} must name each length once, got {list(lengths)}")
+    if len(lengths) > 1 and objective != "block":
+        raise ConfigError(
+            f"several lengths in {name} need the objective block, got {objective!r} with "
+            f"{list(lengths)}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +241,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _choice("stage", self.stage, STAGES)
-        length, block = self.data.max_seq_length, self.diffusion.block_length
-        if self.diffusion.objective == "block" and length % block:
+        length, block = self.data.max_seq_length, self.alignment
+        if length % block:
             raise ConfigError(
                 f"data.max_seq_length must be a multiple of diffusion.block_length={block}, "
                 f"got {length}"
@@ -222,8 +256,13 @@ class TrainingConfig:
 
     @property
     def block_length(self) -> int:
-        """The block length, or 1 for the objectives without blocks (nothing is aligned)."""
-        return self.diffusion.block_length if self.diffusion.objective == "block" else 1
+        """The model's own block length, or 1 for the objectives without blocks."""
+        return self.diffusion.block_lengths[0] if self.diffusion.objective == "block" else 1
+
+    @property
+    def alignment(self) -> int:
+        """Where segments may start: at multiples of the longest block."""
+        return max(self.diffusion.block_lengths) if self.diffusion.objective == "block" else 1
 
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -304,6 +343,10 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
                 continue
         if option is str and isinstance(value, str | int | float):
             return str(value)
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+                return tuple(value)
+            continue
         if typing.get_origin(option) is not None and isinstance(value, Mapping):
             return dict(value)
     accepted = " or ".join(

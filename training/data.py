@@ -7,6 +7,7 @@ A row is L positions: `tokens`, `segments` (0 is padding; segments do not see ea
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ class PieceStore:
                 return cls(stored["ids"], stored["ends"], stored["fixed"])
         store = cls.from_lists(make)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
+        partial = path.with_suffix(f".{os.getpid()}.partial.npz")  # processes may meet here
         np.savez(partial, ids=store.ids, ends=store.ends, fixed=store.fixed)
         partial.rename(path)
         return store
@@ -276,7 +277,10 @@ def pack_answers(
 
 
 class RowDataset(Dataset[dict[str, torch.Tensor]]):
-    """Packed rows in three arrays, in an order that depends on the seed alone."""
+    """Packed rows in three arrays, in an order that depends on the seed alone.
+
+    An item is a row's tensors, (L,) each, and its number in `row`, by which errors name it.
+    """
 
     def __init__(self, builder: RowBuilder, seed: int = 0) -> None:
         if not builder.rows:
@@ -295,6 +299,7 @@ class RowDataset(Dataset[dict[str, torch.Tensor]]):
             "tokens": torch.from_numpy(self.tokens[index].astype(np.int64)),
             "segments": torch.from_numpy(self.segments[index].astype(np.int64)),
             "maskable": torch.from_numpy(self.maskable[index]),
+            "row": torch.tensor(index),
         }
 
 

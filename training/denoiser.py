@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class Denoiser(nn.Module):
     Args:
         network: the backbone and its head.
         objective: which positions see which, and what is predicted where.
-        block_length: of the block objective.
+        block_length: of the block objective, where a call does not name another one.
         mask_token_id: what a masked position holds.
         banned_ids: ids that are never predicted.
         delete_token_id: the one of them that may be predicted at visible positions, if any.
@@ -117,15 +118,17 @@ class Denoiser(nn.Module):
         targets: Tensor | None = None,
         visible: Tensor | None = None,
         visible_weight: float = 1.0,
+        block_length: int | None = None,
     ) -> Tensor:
         """The loss summed over the batch, a scalar in float32. Tensors are (B, L).
 
-        In the edit stage `noisy`, `targets` and `visible` are those of a `Corruption`, and the
-        visible positions add their own loss.
+        `block_length` is of this batch, 0 for the whole canvas. In the edit stage `noisy`,
+        `targets` and `visible` are those of a `Corruption`, and the visible positions add their
+        own loss.
         """
         if self.objective == "causal":
             return self._next_token_loss(tokens, segments, maskable)
-        hidden = self.hidden(tokens, segments, masked, noisy)  # (B, L, D)
+        hidden = self.hidden(tokens, segments, masked, noisy, block_length)  # (B, L, D)
         truth = tokens if targets is None else targets
         loss = weighted_loss(
             hidden[masked],
@@ -144,6 +147,22 @@ class Denoiser(nn.Module):
         hidden = self.hidden(tokens, segments, masked)[masked]
         return self.nll_of_logits(self.head(hidden), tokens[masked], self.banned)
 
+    def next_token_nll(self, tokens: Tensor, segments: Tensor) -> Tensor:
+        """NLL (B, L) of each token after those before it, of a causal model.
+
+        A segment's first token has none before it: it is as likely as any other.
+        """
+        hidden = self.canvas_hidden(tokens, segments, 1)
+        before = hidden[:, :-1].reshape(-1, hidden.shape[2])
+        after = tokens[:, 1:].reshape(-1)
+        nll = torch.empty(tokens.shape, device=tokens.device)
+        known = self.nll_of_logits(self.head(before), after, self.banned)
+        nll[:, 1:] = known.view(len(tokens), -1)
+        first = torch.ones_like(tokens, dtype=torch.bool)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        emitted = self.network.config.vocab_size - len(self.banned)
+        return nll.masked_fill(first, math.log(emitted))
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (M, V) of hidden rows (M, D)."""
         return apply_head(self.network, hidden)
@@ -156,7 +175,12 @@ class Denoiser(nn.Module):
         )
 
     def hidden(
-        self, tokens: Tensor, segments: Tensor, masked: Tensor, noisy: Tensor | None = None
+        self,
+        tokens: Tensor,
+        segments: Tensor,
+        masked: Tensor,
+        noisy: Tensor | None = None,
+        block_length: int | None = None,
     ) -> Tensor:
         """The last hidden states (B, L, D) that predict the noisy positions.
 
@@ -164,50 +188,62 @@ class Denoiser(nn.Module):
         """
         if noisy is None:
             noisy = tokens.masked_fill(masked, self.mask_token_id)
-        if self.objective == "masked":
-            return self.canvas_hidden(noisy, segments)
+        block = self._block(block_length)
+        if block == 0:
+            return self.canvas_hidden(noisy, segments, block)
         length = tokens.shape[1]
-        masks = self.stream_masks(segments, self.block_length, noisy=True)
+        masks = self.stream_masks(segments, block, noisy=True)
         positions = torch.arange(length, device=tokens.device)[None].repeat(1, 2)
         both = torch.cat([noisy, tokens], dim=1)  # (B, 2L)
         hidden = run_backbone(self.network, both, masks, positions)
         if self.logit_shift:
-            return hidden[:, : 2 * length].gather(1, self._shifted(segments, hidden.shape[2]))
+            source = self._shifted(segments, hidden.shape[2], block)
+            return hidden[:, : 2 * length].gather(1, source)
         return hidden[:, :length]
 
-    def canvas_hidden(self, ids: Tensor, segments: Tensor) -> Tensor:
+    def _block(self, block_length: int | None) -> int:
+        """The block length that a call means; 0 is the whole canvas."""
+        if self.objective == "masked":
+            return 0
+        return self.block_length if block_length is None else block_length
+
+    def canvas_hidden(
+        self, ids: Tensor, segments: Tensor, block_length: int | None = None
+    ) -> Tensor:
         """The last hidden states (B, L, D) that predict each position of canvases (B, L).
 
         A block-causal model sees a canvas whose masks are all in the last block as it saw `x_t`
         in training: earlier blocks are clean, so one stream gives both.
         """
         masks: dict[str, Any]
-        if self.objective == "masked":
+        block = self._block(block_length)
+        if block == 0:
             masks = bidirectional_masks(segments, window_of(self.network), self._mask_dtype(ids))
         else:
-            masks = self.stream_masks(segments, self.block_length, noisy=False)
+            masks = self.stream_masks(segments, block, noisy=False)
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         hidden = run_backbone(self.network, ids, masks, positions)
         if not self.logit_shift:
             return hidden
-        return hidden.gather(1, self._shifted(segments, hidden.shape[2], one_stream=True))
+        return hidden.gather(1, self._shifted(segments, hidden.shape[2]))
 
     def stream_masks(self, segments: Tensor, block_length: int, noisy: bool) -> dict[str, Any]:
         """Block masks of this network's kinds of layers."""
         dtype = self._mask_dtype(segments)
         return dict(block_masks(segments, block_length, window_of(self.network), noisy, dtype))
 
-    def _shifted(self, segments: Tensor, size: int, one_stream: bool = False) -> Tensor:
+    def _shifted(self, segments: Tensor, size: int, block_length: int = 0) -> Tensor:
         """(B, L, size) long: where the state that predicts each position stands.
 
         It is the position before, in a segment's first position its own. Before a block's first
         position stand the clean tokens of the block before it: those of the second stream.
+        With a `block_length` of 0 there is one stream.
         """
         length = segments.shape[1]
         position = torch.arange(length, device=segments.device)
         before = (position - 1).clamp(min=0).expand_as(segments).clone()
-        if not one_stream:
-            before[:, position % self.block_length == 0] += length
+        if block_length:
+            before[:, position % block_length == 0] += length
         first = torch.ones_like(segments, dtype=torch.bool)
         first[:, 1:] = segments[:, 1:] != segments[:, :-1]
         source = torch.where(first, position, before)

@@ -53,15 +53,19 @@ def count_parameters(network: nn.Module, trained: bool = False) -> int:
 def flops_per_token(network: PreTrainedModel, config: TrainingConfig) -> float:
     """Operations of a step per token of text, by 6 a weight and 12 D L a layer for attention.
 
-    The block objective has two streams; the head sees half of the positions on average (all of
-    them with `causal` and in the edit stage). Adapters save a third: their base has no gradient.
+    The block objective has two streams, but for steps whose block is the whole canvas; the head
+    sees half of the positions on average (all of them with `causal` and in the edit stage).
+    Adapters save a third: their base has no gradient.
     """
     shape = network.config
     head = int(output_embedding(network).weight.numel())
     inside = count_parameters(network) - head
     if not getattr(shape, "tie_word_embeddings", False):
         inside -= head  # the input embedding is looked up
-    streams = 2 if config.diffusion.objective == "block" else 1
+    streams = 1.0
+    if config.diffusion.objective == "block":
+        lengths = config.diffusion.block_lengths
+        streams = sum(2 if length else 1 for length in lengths) / len(lengths)
     everywhere = config.diffusion.objective == "causal" or (
         config.diffusion.edit_stage_start is not None
     )

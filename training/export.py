@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ SAMPLER_DEFAULTS: dict[str, Any] = {
 
 def diffusion_section(
     objective: str,
-    block_length: int,
+    block_length: int | Sequence[int],
     special: Mapping[str, int],
     sampler: Mapping[str, Any],
     can_edit: bool = False,
@@ -58,19 +58,22 @@ def diffusion_section(
 ) -> dict[str, Any]:
     """The `diffusion` section of config.json, by which the engine knows how to sample.
 
-    `can_edit` says that the model was trained on visible tokens that may be wrong, `logit_shift`
-    that a position predicts the next one.
+    Of several block lengths the first is the model's own. `can_edit` says that the model was
+    trained on visible tokens that may be wrong, `logit_shift` that a position predicts the next.
     """
     if objective not in ("block", "masked"):
         raise ValueError(
             f"only the objectives block and masked can be exported to be served, got {objective!r}"
         )
     block = objective == "block"
+    lengths = [block_length] if isinstance(block_length, int) else list(block_length)
+    mixture = {"block_lengths": lengths} if block and len(lengths) > 1 else {}
     return {
         "version": 1,
         "mask_token_id": special[MASK],
         "attention": "block_causal" if block else "bidirectional",
-        "block_length": block_length if block else None,
+        "block_length": lengths[0] if block else None,
+        **mixture,
         "logit_shift": logit_shift,
         "stop_token_ids": [special[IM_END], special[END_OF_TEXT]],
         "never_emit_token_ids": [special[token] for token in (MASK, PAD, DELETE, IM_START)],
@@ -85,7 +88,7 @@ def export_folder(
     weights: Mapping[str, Tensor],
     tokenizer: Any,
     objective: str,
-    block_length: int,
+    block_length: int | Sequence[int],
     dtype: torch.dtype = torch.bfloat16,
     sampler: Mapping[str, Any] | None = None,
     can_edit: bool = False,

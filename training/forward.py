@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusiongpt.training.config import TrainingConfig
 from diffusiongpt.training.edits import corrupt_visible, corruption_at, draw_edits, windows_of
-from diffusiongpt.training.noise import draw_corruption
+from diffusiongpt.training.noise import block_length_at, draw_corruption
 from diffusiongpt.training.tokenizer import DELETE, MASK, special_ids
 
 
@@ -50,10 +50,12 @@ def corruption_of(
     """
     diffusion, maskable = config.diffusion, inputs["maskable"]
     batch, length = maskable.shape
-    has_blocks = diffusion.objective != "masked"
+    block_length = 0
+    if diffusion.objective != "masked":
+        block_length = block_length_at(step, diffusion.block_lengths, config.run.seed)
     masked, weights = draw_corruption(
         maskable,
-        diffusion.block_length if has_blocks else length,
+        block_length or length,
         diffusion.noise,
         config.run.seed,
         step,
@@ -71,12 +73,12 @@ def corruption_of(
         diffusion.anneal_corruption,
     )
     if probability is None:
-        return {"masked": masked, "weights": weights}
+        return {"masked": masked, "weights": weights, "block_length": block_length}
     draws = draw_edits(config.run.seed, step, first_row, batch, num_rows, length)
     corruption = corrupt_visible(
         inputs["tokens"],
         maskable,
-        windows_of(inputs["segments"], diffusion.block_length if has_blocks else None),
+        windows_of(inputs["segments"], block_length or None),
         masked,
         weights,
         draws.to(maskable.device),
@@ -86,4 +88,5 @@ def corruption_of(
         ids.delete if diffusion.insertion_corruption else None,
         diffusion.deletion_corruption,
     )
-    return {**corruption._asdict(), "visible_weight": diffusion.edit_loss_weight}
+    extra = {"visible_weight": diffusion.edit_loss_weight, "block_length": block_length}
+    return {**corruption._asdict(), **extra}

@@ -5,6 +5,8 @@ Pure functions of a generator that the caller passes in. B rows, L positions, K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,17 @@ def corrupt(
     if slopes is not None:
         weight = weight * slopes.expand_as(rates)[..., None]
     return masked.view(rows, length), weight.view(rows, length).float()
+
+
+def block_length_at(step: int, lengths: Sequence[int], seed: int) -> int:
+    """The block length of a step: as many steps as there are lengths have each of them once.
+
+    A function of the step and the seed alone, so it is the same on every process and after a
+    resume; the order changes from round to round.
+    """
+    turn, place = divmod(step, len(lengths))
+    generator = keyed_generator(seed, turn, purpose=3)
+    return lengths[int(torch.randperm(len(lengths), generator=generator)[place])]
 
 
 def draw_corruption(

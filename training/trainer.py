@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
-from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.checkpoints import last_checkpoint
+from diffusiongpt.training.config import RunError, TrainingConfig
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.forward import EditTokens, corruption_of, edit_tokens_of
 from diffusiongpt.training.optimizer import MasterWeights, build_optimizer, schedule_factor
@@ -23,22 +28,30 @@ CLOCK_FILE = "clock.json"
 
 
 class RunClock:
-    """How far a run is, 0..1, by steps or by minutes, whichever is further; survives a resume."""
+    """How far a run is, 0..1, by steps or by minutes, whichever is further; survives a resume.
+
+    It is read once a step, by the first process for all of them: learning rate, saving and the
+    end depend on it.
+    """
 
     def __init__(self, max_steps: int, max_minutes: float | None) -> None:
         self.max_steps, self.max_minutes = max_steps, max_minutes
         self.seconds_before = 0.0
-        self.started_at: float | None = None
+        self.seconds_now = 0.0
+        self.started_at = 0.0
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds of training, those before a resume included."""
-        now = 0.0 if self.started_at is None else time.monotonic() - self.started_at
-        return self.seconds_before + now
+        """Seconds of training up to the last step, those before a resume included."""
+        return self.seconds_before + self.seconds_now
 
     def start(self) -> None:
         """Begin to count."""
         self.started_at = time.monotonic()
+
+    def tick(self) -> None:
+        """Read the time."""
+        self.seconds_now = agree(time.monotonic() - self.started_at)
 
     def progress(self, step: int) -> float:
         """The share of the run that is done after `step` steps."""
@@ -46,6 +59,15 @@ class RunClock:
         if self.max_minutes is None:
             return by_steps
         return max(by_steps, self.elapsed_s / (60 * self.max_minutes))
+
+
+def agree(value: float) -> float:
+    """What the first process says, for all of them."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return float(said[0])
 
 
 def training_arguments(config: TrainingConfig) -> TrainingArguments:
@@ -82,15 +104,67 @@ class DiffusionTrainer(Trainer):
         self.clock = RunClock(config.run.max_steps, config.run.max_minutes)
         self._micro_step = (-1, 0)  # the step of the last batch, and its place in that step
         super().__init__(model=model, args=training_arguments(config), **kwargs)
+        self.model_accepts_loss_kwargs = True  # a loss that was divided by the whole batch's count
 
     def compute_loss(  # type: ignore[override]
-        self, model: nn.Module, inputs: dict[str, Tensor], **unused: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | None = None,
+        **unused: Any,
     ) -> Tensor:
-        """The bound in nats per maskable token, for corruption keyed by (seed, step, row)."""
-        maskable = inputs["maskable"]
-        corruption = self._corruption(inputs)
-        loss: Tensor = model(**inputs, **corruption)
-        return loss / maskable.sum().clamp(min=1)
+        """This part's share of the bound in nats per maskable token of the global batch.
+
+        Gradients are summed over accumulation steps and averaged over processes, hence the factor.
+        Corruption is keyed by (seed, step, row).
+        """
+        batch = {key: value for key, value in inputs.items() if key != "row"}
+        loss: Tensor = model(**batch, **self._corruption(batch))
+        if not math.isfinite(float(loss.detach())):
+            raise self._diverged(f"the loss is {float(loss.detach())}", inputs["row"].tolist())
+        if num_items_in_batch is None:
+            return loss / batch["maskable"].sum().clamp(min=1)
+        share: Tensor = loss / num_items_in_batch.clamp(min=1) * self.args.world_size
+        return share
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+    ) -> Tensor:
+        """Maskable tokens of the global batch: of all accumulation steps and processes."""
+        self._rows = [row for batch in batch_samples for row in batch["row"].tolist()]
+        counts = [batch["maskable"].sum() for batch in batch_samples]
+        total = torch.stack(counts).sum().to(device)
+        if self.args.world_size > 1:
+            gathered: Tensor = self.accelerator.gather(total)
+            total = gathered.sum()
+        return total
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self._diverged(f"the gradient's norm is {float(norm)}", self._rows)
+        return norm
+
+    def _diverged(self, what: str, rows: list[int]) -> RunError:
+        kept = last_checkpoint(str(self.args.output_dir))
+        return RunError(
+            f"{what} in step {self.state.global_step + 1}, with the rows "
+            f"{', '.join(map(str, rows))} of the data; "
+            + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save, or leave nothing half-written behind and say which checkpoint is the last."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = last_checkpoint(folder.parent)
+            raise RunError(
+                f"{folder} could not be written ({' '.join(str(error).split())}); "
+                + (f"the last whole checkpoint is {kept}" if kept else "there is none before it")
+            ) from error
 
     def _corruption(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """What `Denoiser.forward` takes beside the batch, of the next micro-batch of this step."""

@@ -71,9 +71,9 @@ export function defaultOf(option, model) {
 
 // Why an option cannot be used now, or null.
 export function refusal(option, values, model) {
-  const { block_length: own, policies, attention, edits } = model.diffusion;
-  const isFixed = attention === "block_causal";
-  if (option.name === "mode" && isFixed) return `${model.id} was trained to write block by block.`;
+  const { block_length: own, block_lengths: lengths, policies, attention, edits } = model.diffusion;
+  const isFixed = attention === "block_causal" && !lengths?.length;
+  if (option.name === "mode" && attention === "block_causal") return `${model.id} was trained to write block by block.`;
   if (option.name === "block_length" && isFixed) return `${model.id} was trained in blocks of ${own} and takes no others.`;
   if (option.name === "block_length" && values.mode !== "semi-autoregressive" && !own) return "Only in semi-autoregressive mode.";
   if (option.name === "edits" && !edits) return "This model was not trained to edit what it wrote.";

@@ -176,7 +176,7 @@ def test_block_causal_blocks_are_aligned_and_see_nothing_after_them():
             wanted: Tensor | None = None,
         ) -> Tensor:
             seen.append(ids.shape[1])
-            assert plan.block_length == 8
+            assert plan.block_lengths == (8,)
             return super().backbone(ids, position_ids, plan, wanted)
 
     model = Watched(vocab_size=40, context_length=32, block_length=8)

@@ -37,6 +37,7 @@ class ToyModel:
 
     name = "toy"
     family = SimpleNamespace(name="toy")
+    block_lengths = ()
     num_parameters = 0
     device = torch.device("cpu")
 

@@ -12,7 +12,8 @@ from diffusiongpt.engine.loader import load_model
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.convert import convert
 from diffusiongpt.training.denoiser import Denoiser
-from diffusiongpt.training.run import load_denoiser, make_trainer, train
+from diffusiongpt.training.folders import load_denoiser
+from diffusiongpt.training.run import make_trainer, train
 from diffusiongpt.training.sample import canvas_logits
 from diffusiongpt.training.tokenizer import SPECIAL_TOKENS
 

@@ -7,7 +7,9 @@ from transformers import AutoTokenizer, ModernBertForMaskedLM, dynamic_module_ut
 from diffusiongpt.engine.families import detect_family
 from diffusiongpt.engine.pipeline import TextDiffusionPipeline
 from diffusiongpt.training.export import diffusion_section, export_folder
-from diffusiongpt.training.run import evaluate, export, load_denoiser, train
+from diffusiongpt.training.folders import export, load_denoiser
+from diffusiongpt.training.judge import evaluate
+from diffusiongpt.training.run import train
 from diffusiongpt.training.tokenizer import special_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")

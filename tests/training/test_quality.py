@@ -17,9 +17,10 @@ from diffusiongpt.training.generation import (
     quality_curve,
     stop_ids_of,
 )
+from diffusiongpt.training.judge import fit_ngram
 from diffusiongpt.training.ngram import NgramModel
 from diffusiongpt.training.quality import Ending, distinct, ending_shares, judge, unigram_entropy
-from diffusiongpt.training.run import fit_ngram, train
+from diffusiongpt.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 

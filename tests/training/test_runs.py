@@ -1,0 +1,197 @@
+"""Runs that are cut off, diverge, fill the disk, go on with another configuration, or are split."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from diffusiongpt.training.__main__ import main
+from diffusiongpt.training.checkpoints import last_checkpoint
+from diffusiongpt.training.config import ConfigError, RunError, to_mapping
+from diffusiongpt.training.run import make_trainer, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+
+DIES_WHILE_SAVING = """
+import os, signal, sys
+from diffusiongpt.training.__main__ import main
+from diffusiongpt.training.trainer import DiffusionTrainer
+
+whole = DiffusionTrainer._save_optimizer_and_scheduler
+def save(self, folder):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, folder)
+DiffusionTrainer._save_optimizer_and_scheduler = save
+main(["train", sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def write_config(make_config, tmp_path):
+    def write(name, **sections):
+        run = {"output_dir": str(tmp_path / name), **sections.pop("run", {})}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(to_mapping(make_config(run=run, **sections))))
+        return path
+
+    return write
+
+
+def run_python(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def losses_of(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_a_run_killed_while_it_saves_resumes_as_if_nothing_had_happened(write_config, tmp_path):
+    mixture = {"block_length": [4, 8], "edit_stage_start": 0.4}
+    run = {"max_steps": 6, "save_steps": 2, "dataloader_workers": 0}
+    killed = write_config("killed", run=run, diffusion=mixture)
+    code, _ = run_python("-c", DIES_WHILE_SAVING, killed)
+    assert code == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoint-4").is_dir()
+    assert last_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-2")
+    assert main(["train", str(killed)]) == 0
+    assert main(["train", str(write_config("whole", run=run, diffusion=mixture))]) == 0
+    ours, theirs = (
+        load_file(tmp_path / name / "final" / "model.safetensors") for name in ("killed", "whole")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    states = [
+        torch.load(tmp_path / name / "checkpoint-6" / "optimizer.pt", weights_only=False)
+        for name in ("killed", "whole")
+    ]
+    for one, other in zip(states[0]["masters"], states[1]["masters"], strict=True):
+        assert all(a.equal(b) for a, b in zip(one, other, strict=True))
+
+
+def test_two_processes_have_the_losses_of_one(write_config, tmp_path):
+    shared = {"max_steps": 5, "save_steps": 5, "learning_rate": 1e-2}
+    chats = {"stage": "sft", "diffusion": {"block_length": [4, 8]}}
+    one = write_config("one", run={**shared, "batch_size": 4}, **chats)
+    two = write_config("two", run={**shared, "batch_size": 2}, **chats)
+    assert main(["sft", str(one)]) == 0
+    # What `accelerate launch` runs on GPUs; on CPUs that needs MPI to start more than one process.
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    code, said = run_python(*launch, "-m", "diffusiongpt.training", "sft", two)
+    assert code == 0, said
+    folders = [tmp_path / name / "checkpoint-5" for name in ("one", "two")]
+    assert losses_of(folders[1]) == pytest.approx(losses_of(folders[0]), rel=1e-5)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=1e-5)
+
+
+class Damage(TrainerCallback):
+    """Puts a NaN into a weight after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(model.parameters())[7] = torch.nan
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_batch(make_config, tmp_path):
+    trainer = make_trainer(make_config(run={"max_steps": 6, "save_steps": 2}))
+    trainer.callback_handler.callbacks.insert(0, Damage(3))
+    with pytest.raises(RunError) as error:
+        trainer.train()
+    kept = tmp_path / "run" / "checkpoint-2"
+    words = f"the loss is nan in step 4, with the rows {', '.join(map(str, trainer._rows))} of"
+    assert str(error.value).startswith(words)
+    assert len(trainer._rows) == 4
+    assert str(error.value).endswith(f"the last good checkpoint is {kept}")
+    assert last_checkpoint(tmp_path / "run") == str(kept)
+    assert all(weight.isfinite().all() for weight in load_file(kept / "model.safetensors").values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(make_config):
+    trainer = make_trainer(make_config())
+    next(trainer.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(
+        RunError, match=r"the gradient's norm is (nan|inf) in step 1, with the rows"
+    ):
+        trainer.train()
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size):
+    """What a full disk does: a write fails in the middle of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class FillTheDisk(TrainerCallback):
+    def __init__(self, step, stack, size):
+        self.step, self.stack, self.size = step, stack, size
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.stack.enter_context(no_file_larger_than(self.size))
+
+
+@pytest.mark.parametrize("size", [1000, 60_000])  # fails in the weights, and in the optimiser
+def test_a_full_disk_leaves_the_checkpoint_before_loadable(make_config, tmp_path, size):
+    config = make_config(run={"max_steps": 6, "save_steps": 2})
+    trainer = make_trainer(config)
+    with contextlib.ExitStack() as stack:
+        trainer.callback_handler.callbacks.insert(0, FillTheDisk(3, stack, size))
+        with pytest.raises(RunError) as error:
+            trainer.train()
+    kept = tmp_path / "run" / "checkpoint-2"
+    assert "checkpoint-4 could not be written" in str(error.value)
+    assert str(error.value).endswith(f"the last whole checkpoint is {kept}")
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert load_file(train(config) / "model.safetensors")
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+
+
+def test_another_configuration_is_not_resumed_and_the_keys_are_named(make_config, tmp_path, caplog):
+    run = {"max_steps": 2, "save_steps": 2}
+    train(make_config(run=run))
+    changed = make_config(
+        run={**run, "learning_rate": 0.5, "max_steps": 4}, diffusion={"block_length": [4, 8]}
+    )
+    with pytest.raises(ConfigError) as error:
+        train(changed)
+    said = str(error.value)
+    assert "diffusion.block_length was 4, is [4, 8]" in said
+    assert "run.learning_rate was 0.001, is 0.5" in said
+    assert "max_steps" not in said
+    with caplog.at_level("INFO"):
+        train(make_config(run={**run, "max_steps": 3}))
+    assert "resuming with run.max_steps was 2, is 3" in caplog.text
+    anew = make_config(run={**run, "learning_rate": 0.5, "resume": False})
+    train(anew)
+    assert len(losses_of(tmp_path / "run" / "checkpoint-2")) == 2
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
