@@ -33,7 +33,7 @@ class Generation:
         self.submitted_at = time.monotonic()
         self._abort = abort
         self._loop = asyncio.get_running_loop()
-        # Bounded by nature: a completion has at most one frame per forward, and one to begin.
+        # Bounded by nature: a completion has at most one frame per forward, and two to begin.
         self._frames: asyncio.Queue[Frame] = asyncio.Queue()
 
     def __aiter__(self) -> AsyncIterator[Frame]:
