@@ -126,6 +126,10 @@ class EngineWorker:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens spelled out in it are ordinary text."""
+        return self._engine.encode(text)
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a chat, ready for the assistant's answer."""
         return self._engine.encode_chat(messages)
