@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffusiongpt.engine.canvas import Hole, Infill
     from diffusiongpt.engine.completion import Completion
     from diffusiongpt.engine.config import EngineConfig
+    from diffusiongpt.engine.draft import Draft
     from diffusiongpt.engine.engine import Engine
     from diffusiongpt.engine.errors import (
         ContextLengthExceeded,
@@ -34,6 +35,7 @@ _HOMES = {
     "Hole": "canvas",
     "Infill": "canvas",
     "Completion": "completion",
+    "Draft": "draft",
     "Engine": "engine",
     "ContextLengthExceeded": "errors",
     "EngineError": "errors",
@@ -60,6 +62,7 @@ __all__ = [
     "CommittedToken",
     "Completion",
     "ContextLengthExceeded",
+    "Draft",
     "EditParams",
     "Engine",
     "EngineConfig",

@@ -6,6 +6,7 @@ Knows text, token ids and tensors; knows no HTTP. Not thread-safe: one caller tu
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from diffusiongpt.engine.describe import (
     prefix_cache_bytes_of,
     token_budget_of,
 )
+from diffusiongpt.engine.doubt import open_draft
+from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange
 from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
@@ -185,10 +188,14 @@ class Engine:
             raise InvalidRequest("stop strings need a model folder with a tokenizer", "stop")
         name = f"request-{next(self._ids)}"
         if isinstance(prompt, Infill):
+            if params.draft is not None:
+                raise InvalidRequest("a draft cannot come with holes, got both", "draft")
             parts = [p if isinstance(p, Hole) else self._as_ids(p) for p in prompt.parts]
             request = prepare_infill(name, Canvas.of_parts(parts), params, self.info)
         else:
-            request = prepare_request(name, self._as_ids(prompt), params, self.info)
+            draft_ids = () if params.draft is None else self._as_ids(params.draft.text)
+            ids = self._as_ids(prompt)
+            request = prepare_request(name, ids, params, self.info, draft_ids)
         self._check_budgets(request)
         return request
 
@@ -354,7 +361,7 @@ class Engine:
         frames = []
         while (request := self._scheduler.next_admissible()) is not None:
             try:
-                frames.append(self._seat(request))
+                frames += self._seat(request)
             except Exception as error:
                 # Whatever it was, it ends this request only, and its slot is free again.
                 self._scheduler.remove(request.request_id)
@@ -362,14 +369,39 @@ class Engine:
                 frames.append(last_frame(request, message))
         return frames
 
-    def _seat(self, request: Request) -> Frame:
-        """Give a request its slot; its first frame."""
+    def _seat(self, request: Request) -> list[Frame]:
+        """Give a request its slot; its first frames."""
+        if request.draft is not None:
+            parts = (self._model, self._head, request, request.draft, self._token_budget)
+            return self._seat_draft(request, open_draft(*parts))
         running = self._scheduler.seat(request, self._new_text(request))
         update = None
         if running.text is not None and request.canvas.given:
             given = (TokenChange(*each, 1.0) for each in request.canvas.given)
             update = running.text.commit(given)
-        return frame_of(running, update=update)
+        return [frame_of(running, update=update)]
+
+    def _seat_draft(self, request: Request, draft: OpenedDraft) -> list[Frame]:
+        """Give a request its slot: a frame with its draft, and one that masks what is redone and
+        settles what that leaves at the beginning. Some need nothing more."""
+        running = self._scheduler.seat(request, self._new_text(request), draft)
+        update = TextUpdate(settled=0)
+        if running.text is not None:
+            tokens = enumerate(zip(draft.token_ids, draft.confidence, strict=True))
+            whole = [TokenChange(position, *token) for position, token in tokens]
+            update = running.text.commit(whole, editable_from=0)
+        running.unsent = dict(enumerate(draft.token_ids))
+        first = frame_of(running, update=update)
+        first = dataclasses.replace(first, masked=running.masked - len(draft.masked))
+        running.begin_with(draft, self._stop_ids)
+        update = TextUpdate(settled=running.settled)
+        if running.text is not None:
+            masks = [TokenChange(position, None, 0.0) for position in draft.masked]
+            update = running.text.commit(masks, editable_from=running.editable_from)
+        reason = self._finish_reason(running, update)
+        if reason is not None:
+            return [first, self._finish(running, reason, update)]
+        return [first, frame_of(running, update=update)]
 
     def _new_text(self, request: Request) -> TextCanvas | None:
         if self.tokenizer is None:
@@ -415,7 +447,7 @@ class Engine:
     def _finish_reason(self, running: Running, update: TextUpdate) -> FinishReason | None:
         if update.stopped or running.has_ended:
             return FinishReason.STOP
-        if running.masked or running.is_open:
+        if running.masked or running.is_open or running.has_blocks_left:
             return None
         return FinishReason.STOP if running.request.canvas.is_infill else FinishReason.LENGTH
 

@@ -74,6 +74,8 @@ class Usage:
         steps: denoising steps in which the request committed.
         nfe: forwards the request took part in.
         cached_tokens: tokens of the prompt whose keys and values an earlier request computed.
+        accepted_tokens, rejected_tokens: of a draft's tokens, those that are at their place in the
+            completion, and those that are not.
     """
 
     prompt_tokens: int
@@ -81,13 +83,16 @@ class Usage:
     steps: int
     nfe: int
     cached_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """One completion after one denoising step.
 
-    The first frame of a request has `step` 0 and nothing set. The last has a
+    The first frame of a request has `step` 0 and nothing set but what was given, or its whole
+    draft; the second one, after a draft, masks what is redone of it. The last has a
     `finish_reason`, its `usage`, and `unset` for every position that is not part of the
     content, so that replaying set and unset over all frames and joining the positions in
     order gives exactly the concatenated `content`.

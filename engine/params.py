@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from diffusiongpt.engine.draft import Draft
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.policies import MAX_ROUNDS, PRESETS
@@ -94,6 +95,7 @@ class GenerationParams:
             is denoised, what the model keeps of the rest of the canvas is as old as the block's
             first step; "prefix": of what lies before the block, "dual": before and after it.
             None and "off": nothing is approximated (block-causal models keep what is exact).
+        draft: what the completion begins with instead of masks, and how much of it is redone.
         stop: strings that end the completion and are not part of it.
         ignore_eos: an end-of-text token does not end the completion.
         watch: whether frames carry every position's text, not only the settled text.
@@ -123,6 +125,7 @@ class GenerationParams:
     logprobs: int | None = None
     edits: bool | EditParams | None = None
     cache: CacheName | None = None
+    draft: Draft | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     watch: bool = False
@@ -163,6 +166,8 @@ class GenerationParams:
         if self.cache is not None and self.cache not in get_args(CacheName):
             accepted = ", ".join(get_args(CacheName))
             raise InvalidRequest(f"cache must be one of {accepted}, got {self.cache!r}", "cache")
+        if self.draft is not None and not isinstance(self.draft, Draft):
+            raise InvalidRequest(f"draft must be a Draft, got {self.draft!r}", "draft")
         self._check_stop()
         self._check_bias()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffusiongpt.engine.canvas import Canvas
+from diffusiongpt.engine.draft import DraftPlan, plan_draft
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
@@ -114,6 +115,7 @@ class Request:
         params: every field filled in but `lookahead` and `steps`.
         policy: the preset with the request's own gates. blocks: the canvas's plan.
         steps: budget of denoising steps.
+        draft: what fills the first positions of the completion.
     """
 
     request_id: str
@@ -122,6 +124,7 @@ class Request:
     policy: Policy
     blocks: BlockPlan
     steps: int
+    draft: DraftPlan | None = None
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -226,18 +229,36 @@ def _see_the_whole_canvas(params: GenerationParams, info: ModelInfo) -> Generati
 
 
 def prepare_request(
-    request_id: str, prompt: Sequence[int], params: GenerationParams, info: ModelInfo
+    request_id: str,
+    prompt: Sequence[int],
+    params: GenerationParams,
+    info: ModelInfo,
+    draft_ids: Sequence[int] = (),
 ) -> Request:
     """Fill in the model's defaults and refuse what cannot be honoured.
+
+    Args:
+        draft_ids: the token ids of `params.draft`.
 
     Raises:
         InvalidRequest: with the offending value and what would be accepted.
     """
     _check_max_tokens(params, info)
-    return _prepare(request_id, Canvas.of_completion(prompt, params.max_tokens), params, info)
+    draft = None
+    if params.draft is not None:
+        limits = {"max_tokens": params.max_tokens, "vocab_size": info.vocab_size}
+        draft = plan_draft(params.draft, tuple(draft_ids), **limits)
+    canvas = Canvas.of_completion(prompt, params.max_tokens)
+    return _prepare(request_id, canvas, params, info, draft)
 
 
-def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: ModelInfo) -> Request:
+def _prepare(
+    request_id: str,
+    canvas: Canvas,
+    params: GenerationParams,
+    info: ModelInfo,
+    draft: DraftPlan | None = None,
+) -> Request:
     _check_prompt(canvas.known, info)
     _check_bias(params, info)
     params = fill_defaults(params, info)
@@ -246,11 +267,17 @@ def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: Mo
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
     blocks = _plan_blocks(canvas, params, info)
     _check_cache(params, blocks, info)
-    steps = canvas.num_masked if params.steps is None else params.steps
+    num_masked = canvas.num_masked
     num_blocks = sum(
         None in canvas.region[start - blocks.prompt_length : end - blocks.prompt_length]
         for start, end in blocks.spans_from(blocks.prompt_length)
     )
+    if draft is not None:
+        _check_draft(draft, params, policy, blocks)
+        num_masked -= draft.num_kept
+        # Where its masks will be is not known yet; they may be in as many blocks as there are.
+        num_blocks = min(num_blocks, num_masked)
+    steps = num_masked if params.steps is None else params.steps
     if steps < num_blocks:
         raise InvalidRequest(
             f"steps must be at least {num_blocks}, one for each block of "
@@ -264,7 +291,32 @@ def _prepare(request_id: str, canvas: Canvas, params: GenerationParams, info: Mo
         policy=policy,
         blocks=blocks,
         steps=steps,
+        draft=draft,
     )
+
+
+def _check_draft(
+    draft: DraftPlan, params: GenerationParams, policy: Policy, blocks: BlockPlan
+) -> None:
+    if draft.num_kept and (policy.planned or policy.tosses):
+        raise InvalidRequest(
+            f"a draft cannot be refined by {params.policy}, whose schedule begins with nothing "
+            "but masks; take another policy, or strength 1",
+            "policy",
+        )
+    if draft.num_kept == params.max_tokens and not policy.revises:
+        raise InvalidRequest(
+            f"the canvas is full already: the draft's {draft.num_kept} tokens are all of "
+            f"max_tokens={params.max_tokens}, and nothing of it may change; raise strength or "
+            "max_tokens, or edit where the model can",
+            "strength",
+        )
+    if draft.needs_look and not blocks.fits_context:
+        raise InvalidRequest(
+            f"pick must be random where prompt and max_tokens make {blocks.end} tokens, more "
+            f"than the model's context of {blocks.context_length}, got 'doubtful'",
+            "pick",
+        )
 
 
 def fill_defaults(params: GenerationParams, info: ModelInfo) -> GenerationParams:

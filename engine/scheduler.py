@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffusiongpt.engine.cache import SlotCache
+from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.engine.frame import CommittedToken, TokenChange, Usage
 from diffusiongpt.engine.grid import Window
@@ -42,6 +43,8 @@ class Running:
         cache: keys and values that are kept from step to step, if any are.
         page: where the path of its settled blocks ends in the shared pages, while it has one.
         cached_tokens: tokens of the prompt that came from shared pages.
+        redone: positions of the draft that do not hold its token. num_looks: forwards before the
+            first step, to see what of the draft to redo.
     """
 
     request: Request
@@ -69,12 +72,35 @@ class Running:
     cache: SlotCache | None = None
     page: Page | None = None
     cached_tokens: int = 0
+    redone: set[int] = field(default_factory=set)
+    num_looks: int = 0
+
+    @property
+    def draft(self) -> tuple[int, ...]:
+        """The token ids that the completion began with."""
+        return () if self.request.draft is None else self.request.draft.token_ids
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is anything to do in the block: masks, or a draft that may be edited."""
+        return self.block_masked > 0 or self._may_edit_draft(self.block_start)
+
+    @property
+    def has_blocks_left(self) -> bool:
+        """Whether there is anything to do after the block."""
+        return self.masked > self.block_masked or self._may_edit_draft(self.block_end)
+
+    def _may_edit_draft(self, start: int) -> bool:
+        """Whether some of the draft, from canvas position `start` on, may still be edited."""
+        origin = len(self.request.prompt)
+        return self.request.policy.revises and len(self.draft) > start - origin
 
     @property
     def max_tokens_ahead(self) -> int:
         """Most tokens that a forward to come computes of it."""
         blocks = self.request.blocks
-        if self.cache is None or not self.cache.is_exact:
+        # Blocks of a draft may be passed over, and are computed with the next one that is not.
+        if self.cache is None or not self.cache.is_exact or self.draft:
             return blocks.max_window
         return max(self.window().length, min(2 * blocks.block_length, blocks.max_window))
 
@@ -110,8 +136,29 @@ class Running:
             self.masked -= newly_filled
             self.block_masked -= newly_filled
             self._note_stop(position, token_id in stop_ids)
+            self._note_draft(position, token_id)
             self.unsent[position] = token_id
         self.num_commit_steps += bool(changes)
+        self._settle()
+
+    def begin_with(self, draft: OpenedDraft, stop_ids: frozenset[int]) -> None:
+        """Note what is kept of the draft, and what is masked."""
+        for position in draft.kept:
+            self._note_stop(position, draft.token_ids[position] in stop_ids)
+        self.redone.update(draft.masked)
+        self.unsent = dict.fromkeys(draft.masked)
+        self.num_looks = draft.num_looks
+        self._settle()
+
+    def _note_draft(self, position: int, token_id: int | None) -> None:
+        if position >= len(self.draft):
+            return
+        if token_id == self.draft[position]:
+            self.redone.discard(position)
+        else:
+            self.redone.add(position)
+
+    def _settle(self) -> None:
         next_mask = self.filled.find(0, self.settled)
         end = len(self.filled) if next_mask < 0 else next_mask
         self.settled = end if self.editable_from is None else min(end, self.editable_from)
@@ -133,6 +180,8 @@ class Running:
         """The first position whose token may still be replaced or taken back, if any may."""
         if self.is_open and self.request.policy.revises:
             return self.block_start - len(self.request.prompt)
+        if self._may_edit_draft(self.block_end):
+            return self.block_end - len(self.request.prompt)
         return None
 
     def record(self, changes: Sequence[TokenChange]) -> None:
@@ -166,9 +215,17 @@ class Running:
             prompt_tokens=canvas.num_given,
             completion_tokens=filled if end is None else end,
             steps=self.num_commit_steps,
-            nfe=self.nfe,
+            nfe=self.nfe + self.num_looks,
             cached_tokens=self.cached_tokens,
+            accepted_tokens=(accepted := self._count_accepted()),
+            rejected_tokens=len(self.draft) - accepted,
         )
+
+    def _count_accepted(self) -> int:
+        """Tokens of the draft that are at their place in the content."""
+        end = self.text.end if self.text is not None else self.stopped_at
+        inside = range(len(self.draft) if end is None else min(end, len(self.draft)))
+        return sum(position not in self.redone for position in inside)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -228,7 +285,7 @@ class Scheduler:
 
     def max_tokens(self, request: Request) -> int:
         """Most tokens that one forward computes of a request."""
-        if self._keeps_blocks(request):
+        if self._keeps_blocks(request) and request.draft is None:
             return request.blocks.max_cached_window
         return request.blocks.max_window
 
@@ -263,8 +320,10 @@ class Scheduler:
         own = self.pages is not None and blocks.causal_block == self.pages.block_length
         return own and blocks.fits_context
 
-    def seat(self, request: Request, text: TextCanvas | None) -> Running:
-        """Give a request its slot and enter its first block."""
+    def seat(
+        self, request: Request, text: TextCanvas | None, draft: OpenedDraft | None = None
+    ) -> Running:
+        """Give a request its slot, with what is kept of its draft, and enter its first block."""
         canvas = request.canvas
         bias = request.params.logit_bias
         slot = self.table.take(canvas, request.integers(), request.reals(), bias)
@@ -276,9 +335,24 @@ class Scheduler:
             masked=canvas.num_masked,
         )
         self.running[request.request_id] = running
+        if draft is not None:
+            self._place_draft(running, draft)
         self._open_cache(running)
         self.enter_block(running, start=len(request.prompt))
+        if not running.is_due:
+            running.is_open = False
+            self.advance(running)
         return running
+
+    def _place_draft(self, running: Running, draft: OpenedDraft) -> None:
+        kept = draft.kept
+        origin = len(running.request.prompt)
+        ids = [draft.token_ids[each] for each in kept]
+        confidence = [draft.confidence[each] for each in kept]
+        self.table.place(running.slot, [origin + each for each in kept], ids, confidence)
+        for position in kept:
+            running.filled[position] = 1
+        running.masked -= len(kept)
 
     def _open_cache(self, running: Running) -> None:
         """Give a request its cache; an exact one begins with what is known of its prompt."""
@@ -337,14 +411,18 @@ class Scheduler:
             ),
         )
         self.table.enter_block(running.slot, start, running.block_end, running.block_steps)
+        if running.block_masked == 0:
+            self.table.note_state(running.slot, start, running.block_end)
 
     def advance(self, running: Running) -> None:
-        """Move on to the next block with a mask when this one is done."""
+        """Move on to the next block with something to do when this one is done."""
         if running.is_open:
             return
-        while running.block_masked == 0 and running.masked:
+        while running.has_blocks_left:
             running.block += 1
             self.enter_block(running, start=running.block_end)
+            if running.is_due:
+                return
 
     def remove(self, request_id: str) -> Running | None:
         """Free the slot of a running request; None when it does not run."""
@@ -364,7 +442,9 @@ def share_of_steps(
     *, steps_left: int, block_tokens: int, tokens_left: int, most: int, blocks_after: int
 ) -> int:
     """A block's share of the step budget, by its tokens: at least one step, at most `most`, and
-    one left for every block after it."""
+    one left for every block after it. A block that is full already takes none of it."""
+    if not block_tokens:
+        return 1
     share = (2 * steps_left * block_tokens + tokens_left) // (2 * tokens_left)
     return max(1, min(share, most, steps_left - blocks_after))
 

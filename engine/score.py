@@ -177,13 +177,15 @@ def _nats_of_draws(
 ) -> Tensor:
     """(draws,) float64: the weighted NLLs of each draw's masked tokens."""
     nats = torch.zeros(draws, dtype=torch.float64)
-    for batch in _within_budget(corrupted, token_budget):
-        for each, nll in zip(batch, _nll(model, head, ids, batch), strict=True):
-            nats[each.draw] += each.weight * nll
+    for batch in within_budget(corrupted, token_budget):
+        found = token_log_probs(model, head, ids, batch)
+        for each, log_prob in zip(batch, found, strict=True):
+            nats[each.draw] += each.weight * -log_prob.sum().item()
     return nats
 
 
-def _within_budget(corrupted: Sequence[Corrupted], budget: int) -> Iterator[list[Corrupted]]:
+def within_budget(corrupted: Sequence[Corrupted], budget: int) -> Iterator[list[Corrupted]]:
+    """Canvases in batches of at most `budget` tokens, or of one."""
     batch: list[Corrupted] = []
     total = 0
     for each in corrupted:
@@ -197,8 +199,14 @@ def _within_budget(corrupted: Sequence[Corrupted], budget: int) -> Iterator[list
 
 
 @torch.inference_mode()
-def _nll(model: LoadedModel, head: Head, ids: Tensor, batch: Sequence[Corrupted]) -> list[float]:
-    """The summed NLL of each canvas's masked tokens, all canvases in one packed forward."""
+def token_log_probs(
+    model: LoadedModel, head: Head, ids: Tensor, batch: Sequence[Corrupted]
+) -> list[Tensor]:
+    """The log-probabilities of each canvas's masked tokens, all canvases in one packed forward.
+
+    Args:
+        ids: (L,) the tokens that were there before any was masked.
+    """
     lengths = tuple(len(each.ids) for each in batch)
     packed = torch.cat([each.ids for each in batch])[None]
     positions = torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
@@ -213,5 +221,4 @@ def _nll(model: LoadedModel, head: Head, ids: Tensor, batch: Sequence[Corrupted]
         start += len(each.ids)
     targets = torch.cat([ids[each.masked] for each in batch])
     log_prob = head.log_prob(hidden[torch.cat(rows)], targets)
-    parts = torch.split(log_prob, [len(each.masked) for each in batch])
-    return [-part.sum().item() for part in parts]
+    return list(torch.split(log_prob, [len(each.masked) for each in batch]))

@@ -20,7 +20,7 @@ from diffusiongpt.engine.commit import PolicyRows
 from diffusiongpt.engine.params import MAX_BIASED
 from diffusiongpt.engine.policies import MAX_ROUNDS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
-from diffusiongpt.engine.revise import RevisionRows
+from diffusiongpt.engine.revise import RevisionRows, state_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +201,24 @@ class SlotTable:
         """Point a slot at the block of canvas positions start..end, to be filled in `steps`."""
         block = torch.tensor([start, end, 0, steps, 0], device=self.ids.device)
         self.integers[slot, _BLOCK] = block
+
+    def note_state(self, slot: int, start: int, end: int) -> None:
+        """Remember the tokens of a block that is full when it begins, to know them again."""
+        ids = self.ids[slot, None, start:end]
+        self.seen[slot, 0] = state_keys(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+
+    def place(
+        self,
+        slot: int,
+        positions: Sequence[int],
+        token_ids: Sequence[int],
+        confidence: Sequence[float],
+    ) -> None:
+        """Fill canvas positions of a slot, ours to change as any that a step fills."""
+        position = self.ids.new_tensor(positions)
+        values = self.confidence.new_tensor(confidence)
+        slots = torch.full_like(position, slot)
+        self.write(slots, position, self.ids.new_tensor(token_ids), values)
 
     def write(self, slot: Tensor, position: Tensor, token_id: Tensor, confidence: Tensor) -> None:
         """Give positions (N,) of slots (N,) their tokens."""

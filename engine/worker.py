@@ -33,7 +33,7 @@ class Generation:
         self.submitted_at = time.monotonic()
         self._abort = abort
         self._loop = asyncio.get_running_loop()
-        # Bounded by nature: a completion has at most one frame per forward, and one to begin.
+        # Bounded by nature: a completion has at most one frame per forward, and two to begin.
         self._frames: asyncio.Queue[Frame] = asyncio.Queue()
 
     def __aiter__(self) -> AsyncIterator[Frame]:
@@ -125,6 +125,10 @@ class EngineWorker:
         self._commands.put(_wake_up)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens spelled out in it are ordinary text."""
+        return self._engine.encode(text)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a chat, ready for the assistant's answer."""

@@ -37,6 +37,8 @@ class CompletionDetails(_Answer):
     """How the answer's tokens came about."""
 
     reasoning_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
     denoising_steps: int
     nfe: int
     tokens_per_forward: float
@@ -173,6 +175,13 @@ class InfillAnswer(_WholeAnswer):
     choices: list[InfillChoice]
 
 
+class EditAnswer(_WholeAnswer):
+    """A whole edit."""
+
+    object: Literal["edit"]
+    choices: list[TextChoice]
+
+
 class DiffusionFrame(_Answer):
     """A frame of a choice's canvas; which fields it has is a matter of its kind."""
 
@@ -261,6 +270,13 @@ class InfillChunk(_Chunk):
 
     object: Literal["infill.chunk"]
     choices: list[InfillChunkChoice]
+
+
+class EditChunk(_Chunk):
+    """An event of an edit's stream."""
+
+    object: Literal["edit.chunk"]
+    choices: list[TextChunkChoice]
 
 
 class ModelBody(BaseModel):

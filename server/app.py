@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from diffusiongpt.server.auth import ApiKeys, read_api_keys
 from diffusiongpt.server.chat import chat_routes
 from diffusiongpt.server.completions import completion_routes
+from diffusiongpt.server.edits import edit_routes
 from diffusiongpt.server.errors import install_error_handlers
 from diffusiongpt.server.gate import Gate
 from diffusiongpt.server.generator import Generator
@@ -51,7 +52,7 @@ def create_app(
         redoc_url=None,
     )
     install_error_handlers(app)
-    for routes in (chat_routes, completion_routes, infill_routes):
+    for routes in (chat_routes, completion_routes, infill_routes, edit_routes):
         app.include_router(routes(models, settings))
     app.include_router(model_routes(models))
     app.include_router(health_routes(models, state))

@@ -59,6 +59,10 @@ class Generator(Protocol):
         """Tell an observer of every frame from now on."""
         ...
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; may raise InvalidRequest."""
+        ...
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a chat; may raise InvalidRequest."""
         ...

@@ -13,6 +13,8 @@ from pydantic.json_schema import models_json_schema
 from diffusiongpt.server.answers import (
     ChatAnswer,
     ChatChunk,
+    EditAnswer,
+    EditChunk,
     ErrorEnvelope,
     Health,
     InfillAnswer,
@@ -23,6 +25,7 @@ from diffusiongpt.server.answers import (
     TextChunk,
 )
 from diffusiongpt.server.completions import CompletionRequest, FimRequest
+from diffusiongpt.server.edits import EditRequest
 from diffusiongpt.server.infill import InfillRequest
 from diffusiongpt.server.protocol import ChatRequest
 
@@ -58,6 +61,7 @@ ROUTES = {
     "/v1/completions": Route(CompletionRequest, TextAnswer, TextChunk),
     "/v1/fim/completions": Route(FimRequest, TextAnswer, TextChunk),
     "/v1/infill": Route(InfillRequest, InfillAnswer, InfillChunk),
+    "/v1/edits": Route(EditRequest, EditAnswer, EditChunk),
 }
 READS: dict[str, Model] = {
     "/v1/models": ModelList,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from diffusiongpt.engine.draft import Pick
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.params import MAX_BIASED, CacheName, EditParams, GenerationParams
@@ -70,6 +71,20 @@ class Message(_Wire):
         return "".join(part.text for part in self.content)
 
 
+class Prediction(_Wire):
+    """What the answer will likely be; the draft that it begins with."""
+
+    type: Literal["content"]
+    content: Annotated[str | Quickly[TextPart], Field(union_mode="left_to_right")]
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
 class StreamOptions(_Wire):
     """Options of a streamed answer."""
 
@@ -118,6 +133,10 @@ class DiffusionOptions(_Wire):
         None, description="replace filled tokens, where the model can", union_mode="left_to_right"
     )
     cache: CacheName = Field("off", description="an approximation, for bidirectional models")
+    strength: float | None = Field(
+        None, description="share of a draft's tokens that is masked and denoised again, 0 to 1"
+    )
+    pick: Pick | None = Field(None, description="which tokens of a draft are masked again")
     frames: FrameMode = Field("off", description="changes only, or the whole canvas each time")
     frame_interval: int = Field(1, ge=1, description="send every so many frames")
     frame_location: FrameLocation = Field("chunk", description="where a frame is in its chunk")
@@ -200,6 +219,14 @@ class GenerationRequest(BaseModel):
                     f"{name} is not supported yet, got {show(value)}"
                     + (f"; {shown} is accepted" if shown else ""),
                 )
+        for name in ("strength", "pick"):
+            value = getattr(self.diffusion, name)
+            if value is not None and not self.has_draft:
+                raise FieldError(
+                    f"diffusion.{name}",
+                    f"diffusion.{name} says how a draft is refined, the input of /v1/edits or the "
+                    f"prediction of a chat, and there is none, got {value!r}",
+                )
         if self.diffusion.frame_location == "delta" and not self._HAS_DELTAS:
             raise FieldError(
                 "diffusion.frame_location",
@@ -242,6 +269,11 @@ class GenerationRequest(BaseModel):
         raise NotImplementedError
 
     @property
+    def has_draft(self) -> bool:
+        """Whether the answer begins with a draft."""
+        return False
+
+    @property
     def num_logprobs(self) -> int | None:
         """Most likely tokens to tell with each token; None tells no log-probabilities."""
         return None
@@ -250,11 +282,16 @@ class GenerationRequest(BaseModel):
         """The budget of denoising steps for an answer of a length; None is the policy's own."""
         return self.diffusion.steps
 
-    def to_params(self, info: ModelInfo) -> GenerationParams:
-        """What the engine is asked for; raises InvalidRequest."""
+    def to_params(self, info: ModelInfo, length: int | None = None) -> GenerationParams:
+        """What the engine is asked for; raises InvalidRequest.
+
+        Args:
+            length: of the answer's canvas, where it is not what the request says or the model's.
+        """
         options = self.diffusion
-        asked = self.asked_tokens
-        length = info.defaults.max_tokens if asked is None else asked
+        if length is None:
+            asked = self.asked_tokens
+            length = info.defaults.max_tokens if asked is None else asked
         return GenerationParams(
             max_tokens=length,
             policy=options.policy,
@@ -300,7 +337,6 @@ class ChatRequest(GenerationRequest):
         "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
-        "prediction": (None,),
         "web_search_options": (None,),
         "store": (None, False),
     }
@@ -327,6 +363,9 @@ class ChatRequest(GenerationRequest):
     )
     top_logprobs: int | None = Field(
         None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
+    )
+    prediction: Prediction | None = Field(
+        None, description="a draft that the answer begins with, in part masked again"
     )
 
     @field_validator("messages")
@@ -361,6 +400,12 @@ class ChatRequest(GenerationRequest):
                 f"reasoning_effort must be absent, because {self.diffusion.policy} commits one "
                 f"token a step; random takes a budget, got {self.reasoning_effort!r}",
             )
+        if self.prediction is not None and self.logprobs:
+            raise FieldError(
+                "logprobs",
+                "logprobs cannot come with prediction, because the model commits none of the "
+                "tokens that are kept of it, got logprobs=True",
+            )
         if self.top_logprobs is None:
             return self
         if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
@@ -379,6 +424,11 @@ class ChatRequest(GenerationRequest):
     def asked_tokens(self) -> int | None:
         """The length that was asked for, by whichever name."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether a prediction is given."""
+        return self.prediction is not None
 
     def asked_steps(self, length: int, info: ModelInfo) -> int | None:
         """The budget of denoising steps; an effort is a share of the length."""

@@ -169,6 +169,14 @@ class InfillShape(TextShape):
         return super().whole(index, text, settled, last) | {"fills": list(last.fills)}
 
 
+class EditShape(TextShape):
+    """Edits: the refined text."""
+
+    id_prefix = "edit"
+    whole_object = "edit"
+    chunk_object = "edit.chunk"
+
+
 def finish_reason_of(frame: Frame) -> str:
     """OpenAI's word for why an answer ended."""
     return "length" if frame.finish_reason is FinishReason.LENGTH else "stop"

@@ -140,12 +140,15 @@ class ChunkWriter:
             yield self._chunk(self._shape.piece(self._index, frame.content, settled))
 
     def _write_frame(self, frame: Frame, *, is_last: bool, is_behind: bool) -> Iterator[Chunk]:
-        if frame.step == 0 and not is_last:
+        if is_last:
+            return
+        if self._sequence == 0:
             yield self._frame_chunk(
                 "begin", frame, length=frame.length, block_length=frame.block_length
             )
-            return
-        if is_last:
+            # What was given shows with the first step, a draft before anything is done to it.
+            if self._params.draft is not None:
+                yield self._canvas_chunk("frame", frame)
             return
         self._num_skipped += 1
         if is_behind:

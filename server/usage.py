@@ -52,6 +52,8 @@ def sum_usage(last_frames: Sequence[Frame], num_choices: int) -> Usage:
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         steps=sum(usage.steps for usage in usages),
         nfe=sum(usage.nfe for usage in usages),
+        accepted_tokens=sum(usage.accepted_tokens for usage in usages),
+        rejected_tokens=sum(usage.rejected_tokens for usage in usages),
     )
 
 
@@ -64,6 +66,8 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.rejected_tokens,
             "denoising_steps": usage.steps,
             "nfe": usage.nfe,
             "tokens_per_forward": _tokens_per_forward(usage),

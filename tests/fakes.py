@@ -152,6 +152,9 @@ class FakeGenerator:
     def observe(self, observer: Observer) -> None:
         self.observers.append(observer)
 
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         self.messages = list(messages)
         ids = "".join(message["content"] for message in messages).encode()

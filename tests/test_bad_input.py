@@ -12,6 +12,7 @@ from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.worker import EngineWorker
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.completions import CompletionRequest, FimRequest
+from diffusiongpt.server.edits import EditRequest
 from diffusiongpt.server.infill import InfillRequest
 from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions
 from diffusiongpt.server.settings import Settings
@@ -46,6 +47,23 @@ BAD = {
     "seed": ({"seed": 2**70}, "seed"),
     "empty stop": ({"stop": ""}, "stop"),
     "wrong type": ({"max_tokens": "8"}, "max_tokens"),
+    "prediction": (
+        {"prediction": {"type": "content", "content": "the cat sat on the mat and the dog"}},
+        "a draft must fit max_tokens=8",
+    ),
+    "empty prediction": (
+        {"prediction": {"type": "content", "content": ""}},
+        "a draft must have at least one token",
+    ),
+    "a prediction that fills all": (
+        {
+            "prediction": {"type": "content", "content": "the cat"},
+            "max_tokens": 3,
+            "diffusion": {"strength": 0},
+        },
+        "the canvas is full already",
+    ),
+    "strength without a draft": ({"diffusion": {"strength": 0.3}}, "there is none, got 0.3"),
     "tools": ({"tools": [{"type": "function"}]}, "tools"),
 }
 
@@ -76,6 +94,12 @@ LONG = {
     "text without spaces": ("/v1/completions", {"prompt": "c" * 950_000}),
     "token ids": ("/v1/completions", {"prompt": [1] * 300_000}),
     "segments": ("/v1/infill", {"segments": [{"mask": 1}] * 70_000}),
+    "input": ("/v1/edits", {"input": "cat " * 240_000}),
+    "input of ids": ("/v1/edits", {"input": [1] * 300_000}),
+    "prediction": (
+        "/v1/chat/completions",
+        {"prediction": {"type": "content", "content": "cat " * 240_000}},
+    ),
     "holes": ("/v1/infill", {"segments": [{"mask": 10**6}] * 60}),
     "logit_bias": (
         "/v1/completions",
@@ -132,6 +156,7 @@ REQUESTS = {
     "/v1/completions": (CompletionRequest, {"model": "tiny", "prompt": "a", "max_tokens": 4}),
     "/v1/fim/completions": (FimRequest, {"model": "tiny", "prompt": "a", "max_tokens": 4}),
     "/v1/infill": (InfillRequest, {"model": "tiny", "segments": ["a", {"mask": 3}]}),
+    "/v1/edits": (EditRequest, {"model": "tiny", "input": "the cat"}),
 }
 
 

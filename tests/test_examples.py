@@ -85,3 +85,12 @@ def test_the_python_api_generates_and_streams(folder: Path):
     assert sum("forwards" in line for line in lines[:2]) == 2
     assert lines[2].startswith("step 0, 32 masked")
     assert len(lines) > 4
+
+
+def test_edit_marks_what_changed(url: str):
+    draft = "the cat sat on the mat and the dog sat in the sun"
+    *lines, cost = run("edit.py", draft, "0.3", url=url).split("\n")[:-1]
+    text = "\n".join(lines)
+    assert "[" in text
+    assert re.sub(r"\[(.*?) → .*?\](?= |$)", r"\1", text, flags=re.DOTALL) == draft
+    assert re.fullmatch(r"\d+ of \d+ tokens kept, \d+ forwards", cost)

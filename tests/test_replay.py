@@ -32,6 +32,7 @@ ASKS = {
     "/v1/completions": {"prompt": [TEXT, "one day"]},
     "/v1/fim/completions": {"prompt": TEXT, "suffix": "größer"},
     "/v1/infill": {"segments": [TEXT, {"mask": 9}, "ß", {"mask": 8}, [40, 41], {"mask": 1}]},
+    "/v1/edits": {"input": TEXT},
 }
 
 
@@ -85,10 +86,21 @@ def test_whole_streamed_and_replayed_are_the_same(clients, data):
     if PRESETS[ask["diffusion"]["policy"]].tosses:
         ask["diffusion"]["steps"] = 24
     policy = PRESETS[ask["diffusion"]["policy"]]
+    has_draft = url == "/v1/edits" or (
+        url == "/v1/chat/completions" and data.draw(st.booleans(), "prediction")
+    )
+    if has_draft:
+        # A schedule that begins with masks alone takes a draft of which nothing is kept.
+        begins_masked = policy.tosses or policy.planned
+        strengths = [1.0] if begins_masked else [0.1, 0.5, 1.0]
+        ask["diffusion"]["strength"] = data.draw(st.sampled_from(strengths))
+        ask["diffusion"]["pick"] = data.draw(st.sampled_from(["doubtful", "random"]))
     if url == "/v1/chat/completions" and not (policy.tosses or policy.single):
         ask["reasoning_effort"] = data.draw(st.sampled_from([None, "instant", "low", "high"]))
     if url != "/v1/infill":
-        ask["max_tokens"] = data.draw(st.integers(1, 24))
+        ask["max_tokens"] = data.draw(st.integers(12 if has_draft else 1, 24))
+    if has_draft and url == "/v1/chat/completions":
+        ask["prediction"] = {"type": "content", "content": TEXT}
     if url in ("/v1/chat/completions", "/v1/completions"):
         ask["stop"] = data.draw(st.sampled_from([None, "a", ["e", "\x17", "�"]]))
     whole = client.post(url, json=ask)
@@ -186,3 +198,35 @@ def test_a_seed_gives_each_choice_what_it_gives_alone(clients):
         alone = clients["wide"].post("/v1/completions", json={**ask, "seed": 4 + index}).json()
         assert alone["choices"][0]["text"] == choice["text"]
         assert alone["choices"][0]["logprobs"]["tokens"] == choice["logprobs"]["tokens"]
+
+
+@pytest.mark.parametrize("name", ["wide", "blocks"])
+def test_a_prediction_is_counted_token_by_token(clients, folders, name):
+    engine = Engine.from_pretrained(folders[name], name="tiny")
+    length = len(engine.encode(TEXT))
+    ask = {"model": "tiny", "messages": CHAT, "max_tokens": 24, "seed": 2, "temperature": 1.0}
+    ask |= {"prediction": {"type": "content", "content": TEXT}, "diffusion": {"strength": 0.0}}
+    body = clients[name].post("/v1/chat/completions", json=ask).json()
+    details = body["usage"]["completion_tokens_details"]
+    assert body["choices"][0]["message"]["content"].startswith(TEXT)
+    assert details["accepted_prediction_tokens"] == length
+    assert details["rejected_prediction_tokens"] == 0
+    ask["diffusion"] = {"strength": 1.0}
+    redone = clients[name].post("/v1/chat/completions", json=ask).json()
+    del ask["prediction"], ask["diffusion"]
+    plain = clients[name].post("/v1/chat/completions", json=ask).json()
+    assert redone["choices"] == plain["choices"]
+    counts = redone["usage"]["completion_tokens_details"]
+    kept, lost = (counts[f"{each}_prediction_tokens"] for each in ("accepted", "rejected"))
+    assert kept + lost == length
+    assert lost > 0
+
+
+def test_a_watched_edit_shows_its_draft_before_anything_is_done_to_it(clients):
+    ask = {"model": "tiny", "input": TEXT, "stream": True, "seed": 1}
+    ask["diffusion"] = {"frames": "delta", "strength": 0.3, "frame_interval": 3}
+    events = events_of(clients["wide"].post("/v1/edits", json=ask).text)
+    frames = [each["diffusion"] for each in events if "diffusion" in each]
+    assert [frame["kind"] for frame in frames[:2]] == ["begin", "frame"]
+    assert (frames[1]["step"], frames[1]["unset"]) == (0, [])
+    assert "".join(text for _, text, *_ in frames[1]["set"]) == TEXT

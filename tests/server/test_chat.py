@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from diffusiongpt.engine.draft import Draft
 from diffusiongpt.engine.errors import EngineFailure, QueueFull
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.server.app import create_app
@@ -203,9 +204,35 @@ BAD = [
         {"reasoning_effort": "low", "diffusion": {"steps": 3}},
         "reasoning_effort=low and diffusion.steps=3 contradict each other; give one",
     ),
-    ({"prediction": {"type": "content", "content": "x"}}, "prediction is not supported yet"),
+    ({"prediction": "x"}, "prediction"),
+    ({"prediction": {"type": "contents", "content": "x"}}, "prediction.type"),
+    ({"prediction": {"type": "content"}}, "prediction.content is required"),
+    ({"prediction": {"type": "content", "content": ""}}, "at least one token, got none"),
+    (
+        {"prediction": {"type": "content", "content": "x"}, "diffusion": {"strength": -1}},
+        "strength must be a number in [0, 1], got -1",
+    ),
+    (
+        {"prediction": {"type": "content", "content": "x"}, "logprobs": True},
+        "logprobs cannot come with prediction",
+    ),
     ({"model": 5}, "model"),
 ]
+
+
+@pytest.mark.parametrize(
+    "content", ["a bc", [{"type": "text", "text": part} for part in ("a ", "bc")]]
+)
+def test_a_prediction_is_the_draft_of_the_answer(
+    client: TestClient, generator: FakeGenerator, content: Any
+):
+    ask = ASK | {"prediction": {"type": "content", "content": content}, "max_tokens": 16}
+    assert client.post(URL, json=ask).status_code == 200
+    assert client.post(URL, json=ask | {"diffusion": {"strength": 0, "pick": "random"}}).is_success
+    assert client.post(URL, json=ASK | {"prediction": None}).status_code == 200
+    drafts = [each.params.draft for each in generator.generations]
+    assert drafts == [Draft("a bc"), Draft("a bc", 0.0, "random"), None]
+    assert generator.generations[0].params.max_tokens == 16
 
 
 @pytest.mark.parametrize(("fields", "sentence"), BAD, ids=lambda value: str(value)[:50])

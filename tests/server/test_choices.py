@@ -51,6 +51,8 @@ def test_usage_is_the_sum_over_the_choices_and_the_prompt_counts_once():
     assert usage["total_tokens"] == num_bytes + 3
     assert usage["completion_tokens_details"] == {
         "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
         "denoising_steps": num_bytes,
         "nfe": num_bytes,
         "tokens_per_forward": 1.0,

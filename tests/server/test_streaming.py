@@ -19,7 +19,15 @@ from wire import content_of, replay
 
 HEAD = AnswerHead(id="c", created=1, model="m", object="chat.completion.chunk")
 PARAMS = GenerationParams(seed=1, policy="random")
-USAGE = Usage(prompt_tokens=3, completion_tokens=9, steps=4, nfe=6, cached_tokens=2)
+USAGE = Usage(
+    prompt_tokens=3,
+    completion_tokens=9,
+    steps=4,
+    nfe=6,
+    cached_tokens=2,
+    accepted_tokens=5,
+    rejected_tokens=1,
+)
 
 
 def chunks_of(frames: Sequence[Frame], *, behind: Sequence[bool] = (), **style: Any) -> list[Any]:
@@ -93,6 +101,8 @@ def test_a_usage_chunk_says_how_the_tokens_came_about():
         "prompt_tokens_details": {"cached_tokens": 2},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
+            "accepted_prediction_tokens": 5,
+            "rejected_prediction_tokens": 1,
             "denoising_steps": 4,
             "nfe": 6,
             "tokens_per_forward": 1.5,

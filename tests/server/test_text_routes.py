@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from diffusiongpt.engine.canvas import Hole, Infill
+from diffusiongpt.engine.draft import Draft
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.settings import Settings
 
@@ -16,10 +17,12 @@ from fakes import FakeGenerator
 from wire import content_of, events_of, replay
 
 COMPLETIONS, FIM, INFILL = "/v1/completions", "/v1/fim/completions", "/v1/infill"
+EDITS = "/v1/edits"
 ASKS: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"model": "fake", "prompt": "a b"},
     FIM: {"model": "fake", "prompt": "a b", "suffix": "c"},
     INFILL: {"model": "fake", "segments": ["a b", {"mask": 3}, [99], {"mask": 2}, "d"]},
+    EDITS: {"model": "fake", "input": "a draft"},
 }
 TEXT = "Grüße 🎈!"
 
@@ -107,6 +110,29 @@ def test_an_infill_tells_what_fills_each_hole(client: TestClient, generator: Fak
     assert [c["choices"][0]["fills"] for c in chunks if "fills" in c["choices"][0]] == [["x", "y"]]
 
 
+def test_an_edit_is_a_draft_as_long_as_its_canvas(client: TestClient, generator: FakeGenerator):
+    body = client.post(EDITS, json=ASKS[EDITS]).json()
+    assert body["id"].startswith("edit-")
+    assert body["object"] == "edit"
+    choice = {"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop"}
+    assert body["choices"] == [choice]
+    params = generator.generations[0].params
+    assert params.draft == Draft("a draft", 0.5, "doubtful")
+    assert (params.max_tokens, generator.prompts) == (7, [[]])
+
+
+def test_an_edit_takes_an_instruction_more_room_and_token_ids(
+    client: TestClient, generator: FakeGenerator
+):
+    options = {"strength": 0.25, "pick": "random", "steps": 3}
+    ask = {"input": [72, 105], "instruction": "Greet.", "max_tokens": 9, "diffusion": options}
+    client.post(EDITS, json=ASKS[EDITS] | ask | {"n": 2, "seed": 4})
+    first, second = (each.params for each in generator.generations)
+    assert first.draft == second.draft == Draft((72, 105), 0.25, "random")
+    assert (first.max_tokens, first.steps, first.seed, second.seed) == (9, 3, 4, 5)
+    assert generator.messages == [{"role": "user", "content": "Greet.\n\nHi"}]
+
+
 @pytest.mark.parametrize("stop", [None, "e", ["🎈", "zz"]], ids=str)
 @pytest.mark.parametrize("frames", ["off", "delta", "full"])
 @pytest.mark.parametrize("url", ASKS)
@@ -168,6 +194,18 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (INFILL, {"segments": [{"mask": "3"}]}, "got '3'", "segments.0.mask"),
     (INFILL, {"segments": [{"msk": 1}]}, "segments.0.mask is required", "segments.0.mask"),
     (INFILL, {"max_tokens": 3}, "max_tokens is not supported yet, got 3", "max_tokens"),
+    (INFILL, {"diffusion": {"strength": 0.5}}, "and there is none, got 0.5", "diffusion.strength"),
+    (COMPLETIONS, {"diffusion": {"pick": "random"}}, "got 'random'", "diffusion.pick"),
+    (EDITS, {"input": None}, "input must be a text or token ids, got None", "input"),
+    (EDITS, {"input": [1, "a"]}, "got [1, 'a']", "input"),
+    (EDITS, {"input": ""}, "a draft must have at least one token, got none", "input"),
+    (EDITS, {"input": []}, "a draft must have at least one token, got none", "input"),
+    (EDITS, {"input": "x" * 513}, "max_tokens must be in 1..512, got 513", "input"),
+    (EDITS, {"instruction": 5}, "got 5", "instruction"),
+    (EDITS, {"diffusion": {"strength": 1.5}}, "[0, 1], got 1.5", "diffusion.strength"),
+    (EDITS, {"diffusion": {"strength": "x"}}, "got 'x'", "diffusion.strength"),
+    (EDITS, {"diffusion": {"pick": "best"}}, "'doubtful' or 'random'", "diffusion.pick"),
+    (EDITS, {"logprobs": True}, "logprobs is not supported yet, got True", "logprobs"),
     (INFILL, {"logprobs": 3}, "logprobs is not supported yet, got 3", "logprobs"),
 ]
 
