@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install serve test check format lint typecheck bench clean
+.PHONY: install serve test check format lint typecheck clients bench clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,18 @@ typecheck: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Other people's clients, each where its versions are nobody else's, and the tests that run them.
+CLIENTS := runs/clients
+clients: install
+	for list in tests/clients/*.txt; do \
+	  $(BIN)/pip install --quiet --upgrade --target $(CLIENTS)/$$(basename $$list .txt) -r $$list || exit 1; \
+	done
+	if command -v npm > /dev/null; then \
+	  mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node && \
+	  npm install --prefix $(CLIENTS)/node --no-audit --no-fund; \
+	fi
+	$(BIN)/python -m pytest -v tests/clients
 
 bench: install
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

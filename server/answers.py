@@ -204,10 +204,16 @@ class DiffusionFrame(_Answer):
     tokens_per_forward: float | None = None
 
 
-class FrameInDelta(_Answer):
-    """Where `frame_location` "delta" puts a frame."""
+class IndexedFrame(DiffusionFrame):
+    """A frame that knows its place among the frames of its choice; the same as `seq`."""
 
-    diffusion: DiffusionFrame
+    index: int
+
+
+class FrameInDelta(_Answer):
+    """Where `frame_location` "delta" puts a frame, alone in a list."""
+
+    diffusion: list[IndexedFrame]
 
 
 class ChatDelta(_Answer):

@@ -69,7 +69,10 @@ class ChatShape:
         """An empty delta, or the frame where proxies let it pass."""
         if payload is None:
             return self._delta(index, {})
-        extra = {"provider_specific_fields": {"diffusion": payload}}
+        # In a list, by its number: helpers that add deltas up to a message collect such entries,
+        # and raise where they find a list of anything else.
+        frames = [{"index": payload["seq"], **payload}]
+        extra = {"provider_specific_fields": {"diffusion": frames}}
         return self._delta(index, {"content": "", **extra})
 
     def closing(self, index: int, last: Frame) -> Json:

@@ -33,7 +33,7 @@ def diffusion_of(chunk: Chunk) -> Chunk | None:
     if not chunk["choices"]:
         return None
     extra = chunk["choices"][0].get("delta", {}).get("provider_specific_fields")
-    return dict(extra["diffusion"]) if extra else None
+    return dict(extra["diffusion"][0]) if extra else None
 
 
 def replay(chunks: Sequence[Chunk]) -> str:
