@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffusiongpt.engine.canvas import Hole, Infill
     from diffusiongpt.engine.completion import Completion
     from diffusiongpt.engine.config import EngineConfig
+    from diffusiongpt.engine.constraint import Constraint
     from diffusiongpt.engine.draft import Draft
     from diffusiongpt.engine.engine import Engine
     from diffusiongpt.engine.errors import (
@@ -36,6 +37,7 @@ _HOMES = {
     "Infill": "canvas",
     "Completion": "completion",
     "Draft": "draft",
+    "Constraint": "constraint",
     "Engine": "engine",
     "ContextLengthExceeded": "errors",
     "EngineError": "errors",
@@ -61,6 +63,7 @@ __all__ = [
     "Change",
     "CommittedToken",
     "Completion",
+    "Constraint",
     "ContextLengthExceeded",
     "Draft",
     "EditParams",

@@ -186,6 +186,8 @@ class Engine:
         params = params or GenerationParams()
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need a model folder with a tokenizer", "stop")
+        if params.constraint is not None:
+            raise InvalidRequest("constraint is not supported yet", "constraint")
         name = f"request-{next(self._ids)}"
         if isinstance(prompt, Infill):
             if params.draft is not None:

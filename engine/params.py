@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.draft import Draft
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
@@ -96,6 +97,7 @@ class GenerationParams:
             first step; "prefix": of what lies before the block, "dual": before and after it.
             None and "off": nothing is approximated (block-causal models keep what is exact).
         draft: what the completion begins with instead of masks, and how much of it is redone.
+        constraint: the language that the completion's text is a word of, always.
         stop: strings that end the completion and are not part of it.
         ignore_eos: an end-of-text token does not end the completion.
         watch: whether frames carry every position's text, not only the settled text.
@@ -126,6 +128,7 @@ class GenerationParams:
     edits: bool | EditParams | None = None
     cache: CacheName | None = None
     draft: Draft | None = None
+    constraint: Constraint | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     watch: bool = False
@@ -168,6 +171,11 @@ class GenerationParams:
             raise InvalidRequest(f"cache must be one of {accepted}, got {self.cache!r}", "cache")
         if self.draft is not None and not isinstance(self.draft, Draft):
             raise InvalidRequest(f"draft must be a Draft, got {self.draft!r}", "draft")
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise InvalidRequest(
+                f"constraint must be a Constraint, got {type(self.constraint).__name__}",
+                "constraint",
+            )
         self._check_stop()
         self._check_bias()
 
