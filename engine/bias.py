@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.frontier import Frontier
+
 
 @dataclass(frozen=True, slots=True)
 class BiasList:
@@ -25,17 +27,21 @@ class BiasList:
 
 @dataclass(frozen=True, slots=True)
 class RowBias:
-    """The addends of R rows: those of slot `row` (R,), and those of its position `column` (R,)."""
+    """The addends of R rows: those of slot `row` (R,), and those of its position `column` (R,);
+    and what is allowed at frontiers."""
 
     row: Tensor
     column: Tensor
     of_slots: tuple[BiasList, ...]
     of_positions: BiasList | None
+    frontier: Frontier | None = None
 
     def rows(self, start: int, stop: int) -> RowBias:
         """The addends of rows start..stop."""
         some = slice(start, stop)
-        return RowBias(self.row[some], self.column[some], self.of_slots, self.of_positions)
+        return RowBias(
+            self.row[some], self.column[some], self.of_slots, self.of_positions, self.frontier
+        )
 
     def add_to(self, logits: Tensor) -> None:
         """Add them to the logits (R, V), in place."""
@@ -45,20 +51,24 @@ class RowBias:
             where = self.row, self.column
             ids, values = self.of_positions.token_id, self.of_positions.value
             logits.scatter_add_(1, ids[where], values[where])
+        if self.frontier is not None:
+            self.frontier.restrict(logits, self.row, self.column)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchBias:
-    """All addends of a batch: lists (A, B) of its slots, and one (A, W, B) of their positions."""
+    """All addends of a batch: lists (A, B) of its slots, and one (A, W, B) of their positions; and
+    the frontiers of its guided slots."""
 
     of_slots: tuple[BiasList, ...] = ()
     of_positions: BiasList | None = None
+    frontier: Frontier | None = None
 
     def at(self, row: Tensor, column: Tensor) -> RowBias | None:
         """The addends of positions `column` (R,) of slots `row` (R,); None if there are none."""
-        if not self.of_slots and self.of_positions is None:
+        if not self.of_slots and self.of_positions is None and self.frontier is None:
             return None
-        return RowBias(row, column, self.of_slots, self.of_positions)
+        return RowBias(row, column, self.of_slots, self.of_positions, self.frontier)
 
 
 def penalties(ids: Tensor, held: Tensor, frequency: Tensor, presence: Tensor) -> BiasList:

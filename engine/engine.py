@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusiongpt.engine.canvas import Canvas, Hole, Infill
 from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete
 from diffusiongpt.engine.config import EngineConfig
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.describe import (
     caches_blocks,
     describe_model,
@@ -28,11 +29,19 @@ from diffusiongpt.engine.doubt import open_draft
 from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange
+from diffusiongpt.engine.frontier import Frontier
+from diffusiongpt.engine.languages import Language, Languages
 from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel, load_model
 from diffusiongpt.engine.pages import PageStore
 from diffusiongpt.engine.params import GenerationParams, seeds_of
-from diffusiongpt.engine.report import changes_of, frame_of, last_frame, note_logprobs
+from diffusiongpt.engine.report import (
+    changes_of,
+    frame_of,
+    last_frame,
+    note_certain,
+    note_logprobs,
+)
 from diffusiongpt.engine.request import Request, prepare_infill, prepare_request
 from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
@@ -41,6 +50,7 @@ from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.step import denoise
 from diffusiongpt.engine.text import TextCanvas, TextUpdate
 from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.vocabulary import Vocabulary
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled"
 BUNDLED_NAME = "diffusiongpt-bundled"
@@ -65,6 +75,7 @@ class Engine:
         self._token_budget = token_budget_of(config, self.info)
         self._row_budget = config.row_budget or self._token_budget
         self._stop_ids = frozenset(model.stop_token_ids)
+        self._languages = self._new_languages()
         banned = torch.tensor(sorted(model.never_emit_token_ids), device=config.device)
         self._head = Head(
             model.head,
@@ -128,6 +139,17 @@ class Engine:
             return None
         return PageStore(self.info.block_length or 0, num_bytes)
 
+    def _new_languages(self) -> Languages | None:
+        if self.tokenizer is None or not self._stop_ids:
+            return None
+        vocabulary = Vocabulary(
+            self.tokenizer,
+            size=self._model.vocab_size,
+            stop_ids=self._stop_ids,
+            banned_ids=self._model.never_emit_token_ids,
+        )
+        return Languages(vocabulary, longest=self.config.max_tokens)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens spelled out in it are ordinary text."""
         return self._text_side().encode(text)
@@ -186,18 +208,17 @@ class Engine:
         params = params or GenerationParams()
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need a model folder with a tokenizer", "stop")
-        if params.constraint is not None:
-            raise InvalidRequest("constraint is not supported yet", "constraint")
+        language = None if params.constraint is None else self.compile(params.constraint)
         name = f"request-{next(self._ids)}"
         if isinstance(prompt, Infill):
             if params.draft is not None:
                 raise InvalidRequest("a draft cannot come with holes, got both", "draft")
             parts = [p if isinstance(p, Hole) else self._as_ids(p) for p in prompt.parts]
-            request = prepare_infill(name, Canvas.of_parts(parts), params, self.info)
+            request = prepare_infill(name, Canvas.of_parts(parts), params, self.info, language)
         else:
             draft_ids = () if params.draft is None else self._as_ids(params.draft.text)
             ids = self._as_ids(prompt)
-            request = prepare_request(name, ids, params, self.info, draft_ids)
+            request = prepare_request(name, ids, params, self.info, draft_ids, language)
         self._check_budgets(request)
         return request
 
@@ -222,6 +243,22 @@ class Engine:
                 f"engine may look at: its row budget is {self._row_budget}",
                 "block_length",
             )
+
+    def compile(self, constraint: Constraint) -> Language:
+        """The language of a constraint, which is kept for the requests that have it.
+
+        May be called from any thread; it takes a moment where a language is new.
+
+        Raises:
+            InvalidRequest: it is not supported, too large, or has no text.
+        """
+        if self._languages is None:
+            raise InvalidRequest(
+                f"a constraint needs a tokenizer and an end-of-text token, and {self.info.name} "
+                "has not both",
+                "constraint",
+            )
+        return self._languages.compile(constraint)
 
     def add(self, request: Request) -> None:
         """Queue a prepared request; raises QueueFull or EngineFailure."""
@@ -264,6 +301,7 @@ class Engine:
         """One tick: admit, denoise every running request one step, send what changed."""
         frames = self._farewell()
         frames += self._admit()
+        frames += self._write_forced()
         batch = list(self._scheduler.running.values())
         if not batch:
             return frames
@@ -274,6 +312,7 @@ class Engine:
             return frames + self._fail(batch, error)
         self._failures = 0
         for running, changes in zip(batch, updates, strict=True):
+            running.num_commit_steps += bool(changes)
             frame = self._commit(running, changes)
             if frame is not None:
                 frames.append(frame)
@@ -423,7 +462,9 @@ class Engine:
             batch, num_tokens=self._token_budget if self.config.deterministic else 0
         )
         windows = [running.window() for running in batch]
-        commits = denoise(self._model, self._head, self._scheduler.table, windows, facts)
+        commits = denoise(
+            self._model, self._head, self._scheduler.table, windows, facts, self._frontier(batch)
+        )
         for running, step, is_open in zip(
             batch, commits.step.tolist(), commits.is_open.tolist(), strict=True
         ):
@@ -446,8 +487,38 @@ class Engine:
         self._scheduler.advance(running)
         return frame
 
+    def _write_forced(self) -> list[Frame]:
+        """Commit what constraints leave no choice about; it needs no forward."""
+        frames: list[Frame | None] = []
+        for running in list(self._scheduler.running.values()):
+            if running.guide is None:
+                continue
+            try:
+                changes = self._scheduler.write_forced(running)
+            except Exception as error:
+                # Whatever it was, it ends this request only.
+                frames += self._fail([running], error)
+                continue
+            if changes:
+                note_certain(running, changes, self.tokenizer)
+                frames.append(self._commit(running, changes))
+        return [frame for frame in frames if frame is not None]
+
+    def _frontier(self, batch: Sequence[Running]) -> Frontier | None:
+        """Where constraints guide the coming step, if any do."""
+        guides = [running.guide for running in batch]
+        if not any(guides):
+            return None
+        columns = [
+            len(each.request.prompt) + each.guide.position - each.block_start if each.guide else 0
+            for each in batch
+        ]
+        size = self._model.vocab_size
+        return Frontier(guides, columns, vocab_size=size, device=self.config.device)
+
     def _finish_reason(self, running: Running, update: TextUpdate) -> FinishReason | None:
-        if update.stopped or running.has_ended:
+        is_whole = running.guide is not None and running.guide.is_complete
+        if update.stopped or running.has_ended or is_whole:
             return FinishReason.STOP
         if running.masked or running.is_open or running.has_blocks_left:
             return None

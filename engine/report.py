@@ -59,6 +59,19 @@ def note_logprobs(batch: Sequence[Running], commits: Commits, tokenizer: Tokeniz
         )
 
 
+def note_certain(
+    running: Running, changes: Sequence[TokenChange], tokenizer: Tokenizer | None
+) -> None:
+    """The same for tokens that had no alternative: their probability is one."""
+    if (num_top := running.request.params.logprobs) is None:
+        return
+    for position, token_id, _ in changes:
+        if token_id is not None:
+            token = _spell(tokenizer, token_id, 0.0)
+            likely = (token,) if num_top else ()
+            running.unsent_logprobs.append(PositionLogprobs(position, token, likely))
+
+
 def _spell(tokenizer: Tokenizer | None, token_id: int, logprob: float) -> TokenLogprob:
     if tokenizer is None:
         return TokenLogprob(token_id, "", None, logprob)

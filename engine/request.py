@@ -11,6 +11,7 @@ from diffusiongpt.engine.canvas import Canvas
 from diffusiongpt.engine.draft import DraftPlan, plan_draft
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
+from diffusiongpt.engine.languages import Language
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS, Policy
 from diffusiongpt.engine.resolve import POLICY_PARAMETERS, resolve_policy
@@ -114,8 +115,9 @@ class Request:
         canvas: what is given and what is masked.
         params: every field filled in but `lookahead` and `steps`.
         policy: the preset with the request's own gates. blocks: the canvas's plan.
-        steps: budget of denoising steps.
         draft: what fills the first positions of the completion.
+        steps: budget of denoising steps; a constraint may need more of them.
+        language: what the completion must be a text of, if there is a constraint.
     """
 
     request_id: str
@@ -125,6 +127,7 @@ class Request:
     blocks: BlockPlan
     steps: int
     draft: DraftPlan | None = None
+    language: Language | None = None
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -185,7 +188,11 @@ def _log(value: float) -> float:
 
 
 def prepare_infill(
-    request_id: str, canvas: Canvas, params: GenerationParams, info: ModelInfo
+    request_id: str,
+    canvas: Canvas,
+    params: GenerationParams,
+    info: ModelInfo,
+    language: Language | None = None,
 ) -> Request:
     """A request that fills the holes of a canvas; `max_tokens` follows from it.
 
@@ -207,8 +214,12 @@ def prepare_infill(
             f"got {params.steps}",
             "steps",
         )
+    if params.constraint is not None and len(canvas.holes) > 1:
+        raise InvalidRequest(
+            f"a constraint takes one hole, got {len(canvas.holes)} of them", "constraint"
+        )
     params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
-    return _prepare(request_id, canvas, params, info)
+    return _prepare(request_id, canvas, params, info, language=language)
 
 
 def _see_the_whole_canvas(params: GenerationParams, info: ModelInfo) -> GenerationParams:
@@ -234,6 +245,7 @@ def prepare_request(
     params: GenerationParams,
     info: ModelInfo,
     draft_ids: Sequence[int] = (),
+    language: Language | None = None,
 ) -> Request:
     """Fill in the model's defaults and refuse what cannot be honoured.
 
@@ -244,12 +256,18 @@ def prepare_request(
         InvalidRequest: with the offending value and what would be accepted.
     """
     _check_max_tokens(params, info)
+    if params.constraint is not None and params.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos must be false, because a text of the constraint ends where it is whole, "
+            "got true",
+            "ignore_eos",
+        )
     draft = None
     if params.draft is not None:
         limits = {"max_tokens": params.max_tokens, "vocab_size": info.vocab_size}
         draft = plan_draft(params.draft, tuple(draft_ids), **limits)
     canvas = Canvas.of_completion(prompt, params.max_tokens)
-    return _prepare(request_id, canvas, params, info, draft)
+    return _prepare(request_id, canvas, params, info, draft, language)
 
 
 def _prepare(
@@ -258,11 +276,14 @@ def _prepare(
     params: GenerationParams,
     info: ModelInfo,
     draft: DraftPlan | None = None,
+    language: Language | None = None,
 ) -> Request:
     _check_prompt(canvas.known, info)
     _check_bias(params, info)
     params = fill_defaults(params, info)
     policy = resolve_policy(params, info)
+    if params.constraint is not None:
+        _check_constraint(params, policy, language)
     if params.gap is not None and params.gap > MAX_GAP:
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
     blocks = _plan_blocks(canvas, params, info)
@@ -292,6 +313,7 @@ def _prepare(
         blocks=blocks,
         steps=steps,
         draft=draft,
+        language=language,
     )
 
 
@@ -322,6 +344,12 @@ def _check_draft(
 def fill_defaults(params: GenerationParams, info: ModelInfo) -> GenerationParams:
     """Replace what the request leaves open by the model's defaults, and draw a seed."""
     defaults = info.defaults
+    if params.constraint is not None:
+        # What is committed stays, and the commits of a step are neighbours.
+        params = params.replace(
+            edits=False if params.edits is None else params.edits,
+            gap=1 if params.gap is None else params.gap,
+        )
     filled: dict[str, object] = {
         name: getattr(defaults, name)
         for name in ("policy", "temperature", "top_p", "top_k", "gap", "edits")
@@ -365,6 +393,33 @@ def _check_bias(params: GenerationParams, info: ModelInfo) -> None:
                 f"logit_bias token ids must be in 0..{info.vocab_size - 1}, got {token_id}",
                 "logit_bias",
             )
+
+
+def _check_constraint(params: GenerationParams, policy: Policy, language: Language | None) -> None:
+    kind = params.constraint.kind if params.constraint else ""
+    if policy.revises:
+        raise InvalidRequest(
+            f"a {kind} needs what is committed to stay, and policy={params.policy!r} with "
+            f"edits={params.edits!r} changes it; take a policy that revises nothing",
+            "policy",
+        )
+    if params.draft is not None:
+        raise InvalidRequest(
+            f"a draft cannot come with a {kind}, whose text is written anew, got both",
+            "draft",
+        )
+    if params.stop:
+        raise InvalidRequest(
+            f"stop must be absent, because a stop string would cut the text of the {kind} before "
+            f"it is whole, got {len(params.stop)} of them",
+            "stop",
+        )
+    if language is not None and len(language.shortest) > params.max_tokens:
+        raise InvalidRequest(
+            f"max_tokens must be at least {len(language.shortest)}, the length of the shortest "
+            f"text of this {kind} that was found, got {params.max_tokens}",
+            "max_tokens",
+        )
 
 
 def _check_max_tokens(params: GenerationParams, info: ModelInfo) -> None:

@@ -48,6 +48,12 @@ class Draws:
     top_id: Tensor | None = None
     top_log_prob: Tensor | None = None
 
+    def keep(self, kept: Tensor) -> Draws:
+        """Those of the rows that are kept, (R,) bool."""
+        top_id = None if self.top_id is None else self.top_id[kept]
+        top_log_prob = None if self.top_log_prob is None else self.top_log_prob[kept]
+        return Draws(self.token_id[kept], self.log_prob[kept], top_id, top_log_prob)
+
 
 @dataclass(frozen=True, slots=True)
 class DrawParams:

@@ -14,6 +14,7 @@ from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.engine.frame import CommittedToken, TokenChange, Usage
 from diffusiongpt.engine.grid import Window
+from diffusiongpt.engine.guide import Guide
 from diffusiongpt.engine.logprobs import PositionLogprobs
 from diffusiongpt.engine.pages import Page, PageStore
 from diffusiongpt.engine.request import Request
@@ -45,6 +46,7 @@ class Running:
         cached_tokens: tokens of the prompt that came from shared pages.
         redone: positions of the draft that do not hold its token. num_looks: forwards before the
             first step, to see what of the draft to redo.
+        guide: keeps the completion within its language, if it has one.
     """
 
     request: Request
@@ -74,6 +76,7 @@ class Running:
     cached_tokens: int = 0
     redone: set[int] = field(default_factory=set)
     num_looks: int = 0
+    guide: Guide | None = None
 
     @property
     def draft(self) -> tuple[int, ...]:
@@ -138,7 +141,6 @@ class Running:
             self._note_stop(position, token_id in stop_ids)
             self._note_draft(position, token_id)
             self.unsent[position] = token_id
-        self.num_commit_steps += bool(changes)
         self._settle()
 
     def begin_with(self, draft: OpenedDraft, stop_ids: frozenset[int]) -> None:
@@ -334,6 +336,8 @@ class Scheduler:
             filled=bytearray(each is not None for each in canvas.region),
             masked=canvas.num_masked,
         )
+        if request.language is not None:
+            running.guide = Guide(request.language, request.params.max_tokens)
         self.running[request.request_id] = running
         if draft is not None:
             self._place_draft(running, draft)
@@ -386,6 +390,21 @@ class Scheduler:
             running.page = pages.put(running.page, block, cache.copy(begin, end))
             if running.page is None:
                 return
+
+    def write_forced(self, running: Running) -> list[TokenChange]:
+        """Write what a constraint leaves no choice about into a request's block, and say so.
+
+        A step has to settle a block, so the last mask is left to it.
+        """
+        guide = running.guide
+        if guide is None or running.block_masked < 2:
+            return []
+        first = guide.position
+        token_ids = guide.take_forced(running.block_masked - 1)
+        changes = [TokenChange(first + i, each, 1.0) for i, each in enumerate(token_ids)]
+        if changes:
+            self.table.write_given(running.slot, len(running.request.prompt) + first, token_ids)
+        return changes
 
     def enter_block(self, running: Running, start: int) -> None:
         """Point a request at the block that holds canvas position `start`."""

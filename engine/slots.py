@@ -227,6 +227,13 @@ class SlotTable:
         self.confidence[slot, position] = confidence
         self._forget(slot, position)
 
+    def write_given(self, slot: int, start: int, token_ids: Sequence[int]) -> None:
+        """Give a slot's positions from `start` on their tokens, which are certain."""
+        position = torch.arange(start, start + len(token_ids), device=self.ids.device)
+        certain = torch.ones(len(token_ids), device=self.ids.device)
+        row = torch.full_like(position, slot)
+        self.write(row, position, position.new_tensor(token_ids), certain)
+
     def mask_again(self, slot: Tensor, position: Tensor) -> None:
         """Put the mask back on positions (N,) of slots (N,), no pair twice; a new visit begins."""
         self.ids[slot, position] = self.mask_token_id

@@ -19,6 +19,7 @@ from torch import Tensor
 from diffusiongpt.engine.attention import AttentionPlan
 from diffusiongpt.engine.bias import BatchBias
 from diffusiongpt.engine.commit import choose_positions, commits_due
+from diffusiongpt.engine.frontier import Frontier
 from diffusiongpt.engine.grid import (
     Grid,
     Window,
@@ -116,9 +117,18 @@ class Commits:
 
 @torch.inference_mode()
 def denoise(
-    model: Backbone, head: Head, table: SlotTable, windows: Sequence[Window], facts: BatchFacts
+    model: Backbone,
+    head: Head,
+    table: SlotTable,
+    windows: Sequence[Window],
+    facts: BatchFacts,
+    frontier: Frontier | None = None,
 ) -> Commits:
-    """Take every slot of the batch one denoising step further."""
+    """Take every slot of the batch one denoising step further.
+
+    Args:
+        frontier: of the slots that a constraint guides, if there are any.
+    """
     rows = table.rows([window.slot for window in windows])
     grid = block_grid(table, rows, windows, facts.width, shift=model.logit_shift)
     step, time = next_step(rows, grid)
@@ -130,6 +140,7 @@ def denoise(
     wanted = grid.candidate | grid.filled & rows.looks_back[:, None]
     hidden, grid = _forward(model, table, windows, facts, grid, wanted)
     bias = table.bias(rows, num_biased=facts.num_biased, num_penalized=facts.num_penalized)
+    bias = bias if frontier is None else replace(bias, frontier=frontier)
     statistics = _no_statistics(grid)
     if facts.any_seeing:
         statistics = _look(head, hidden, grid, rows, bias)
@@ -143,6 +154,8 @@ def denoise(
     edited = remasked = torch.zeros_like(chosen)
     if facts.any_revising:
         chosen, edited, remasked = _revise(table, rows, grid, statistics, chosen, step)
+    if frontier is not None:
+        chosen = frontier.cut(chosen)
     row, column = (chosen | edited).nonzero(as_tuple=True)
     position = grid.position[row, column]
     is_edit = edited[row, column]
@@ -159,6 +172,10 @@ def denoise(
         )
     else:
         draws = Draws(statistics.top_id[row, column], statistics.log_top[row, column])
+    if frontier is not None:
+        accepted = frontier.accept(row, draws.token_id)
+        chosen[row[~accepted], column[~accepted]] = False
+        row, position, draws = row[accepted], position[accepted], draws.keep(accepted)
     confidence = draws.log_prob.exp()
     table.write(rows.slot[row], position, draws.token_id, confidence)
     is_open, round = (grid.masked & ~chosen | remasked).any(dim=1), rows.round

@@ -1,0 +1,158 @@
+"""From a constraint to its language: compiled within limits, kept for the next request.
+
+llguidance reads the grammars and says which tokens may come next. What it does not support, and
+what takes too much, is refused in a sentence before anything is started.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffusiongpt.engine.closing import find_shortest, keeps_closing
+from diffusiongpt.engine.constraint import Constraint
+from diffusiongpt.engine.errors import InvalidRequest
+from diffusiongpt.engine.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+MAX_KEPT = 128
+_MAX_REASON = 200
+# Separators with or without a space are the model's choice; other white space would only fill
+# the canvas.
+_JSON = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+_BOOLEAN_SCHEMAS = {"true": "{}", "false": '{"enum": []}'}
+# Where llguidance's words would mislead.
+_REASONS = {
+    "oneOf constraints": "oneOf needs cases that exclude each other by a type or a constant"
+}
+_REGEX_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
+_AT_THE_END = re.compile(r"(?<!\\)(?:\\\\)*\$$")
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A compiled constraint. Nobody moves `matcher`, which stands at the beginning.
+
+    Attributes:
+        shortest: tokens of the shortest of its texts that was found.
+    """
+
+    constraint: Constraint
+    matcher: LLMatcher
+    vocabulary: Vocabulary
+    shortest: tuple[int, ...]
+
+
+class Languages:
+    """Compiles the constraints of one model, and keeps the last ones. Thread-safe.
+
+    Args:
+        longest: tokens of the longest text that the engine can write.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, longest: int) -> None:
+        self._vocabulary = vocabulary
+        self._longest = longest
+        self._kept: OrderedDict[Constraint, Language | InvalidRequest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, constraint: Constraint) -> Language:
+        """The language of a constraint.
+
+        Raises:
+            InvalidRequest: it is not supported, too large, or has no text that was found.
+        """
+        with self._lock:
+            found = self._kept.pop(constraint, None) or self._try(constraint)
+            self._kept[constraint] = found
+            if len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        if isinstance(found, InvalidRequest):
+            raise InvalidRequest(str(found), found.param)
+        return found
+
+    def _try(self, constraint: Constraint) -> Language | InvalidRequest:
+        # A refusal is kept, too: asking again must not cost the time again.
+        try:
+            return self._compile(constraint)
+        except InvalidRequest as refusal:
+            return refusal
+
+    def _compile(self, constraint: Constraint) -> Language:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(
+            initial_lexer_fuel=1_000_000,
+            step_lexer_fuel=200_000,
+            step_max_items=50_000,
+            max_lexer_states=50_000,
+            max_grammar_size=200_000,
+            verbose_errors=False,
+        )
+        matcher = LLMatcher(
+            self._vocabulary.backend, grammar_of(constraint), log_level=0, limits=limits
+        )
+        if matcher.is_error():
+            raise _refusal(constraint, matcher.get_error())
+        shortest = self._shortest(constraint, matcher)
+        if shortest is None:
+            reason = (
+                matcher.get_error()
+                or f"no text of at most {self._longest} tokens was found soon enough"
+            )
+            raise _refusal(constraint, reason)
+        return Language(constraint, matcher, self._vocabulary, tuple(shortest))
+
+    def _shortest(self, constraint: Constraint, matcher: LLMatcher) -> list[int] | None:
+        if constraint.kind == "choice":
+            spelled = sorted(map(self._vocabulary.encode, constraint.choices), key=len)
+            return next((each for each in spelled if keeps_closing(matcher, each)), None)
+        return find_shortest(matcher, self._vocabulary, self._longest)
+
+
+def grammar_of(constraint: Constraint) -> str:
+    """A constraint in llguidance's words; raises InvalidRequest where it has none."""
+    from llguidance import LLMatcher
+
+    try:
+        match constraint.kind:
+            case "json_schema":
+                schema = _BOOLEAN_SCHEMAS.get(constraint.source.strip(), constraint.source)
+                return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)  # type: ignore[arg-type]
+            case "json_object":
+                schema = '{"type": "object"}'
+                return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)  # type: ignore[arg-type]
+            case "regex":
+                return LLMatcher.grammar_from_regex(_without_anchors(constraint.source))
+            case "choice":
+                escaped = (_REGEX_SPECIAL.sub(r"\\\g<0>", each) for each in constraint.choices)
+                return LLMatcher.grammar_from_regex("|".join(f"(?:{each})" for each in escaped))
+            case "grammar":
+                return LLMatcher.grammar_from_lark(constraint.source)
+    except ValueError as error:
+        raise _refusal(constraint, str(error)) from error
+
+
+def _without_anchors(regex: str) -> str:
+    """The expression of a whole text says the same without anchors at its ends."""
+    regex = regex.removeprefix("^")
+    return regex[:-1] if _AT_THE_END.search(regex) else regex
+
+
+def _refusal(constraint: Constraint, reason: str) -> InvalidRequest:
+    sentence = " ".join(reason.split())
+    sentence = next((ours for of, ours in _REASONS.items() if of in sentence), sentence)
+    if len(sentence) > _MAX_REASON:
+        sentence = f"{sentence[: _MAX_REASON - 3]}..."
+    return InvalidRequest(f"this {constraint.kind} cannot be kept: {sentence}", "constraint")
