@@ -136,7 +136,7 @@ def denoise(
     if facts.any_tossing:
         grid, time = with_coins(rows, grid, step, time)
     if facts.any_blind:
-        grid, at_least = _choose_blindly(rows, grid, at_least, time, facts.max_gap)
+        grid, at_least = _choose_blindly(rows, grid, at_least, time, facts.max_gap, frontier)
     wanted = grid.candidate | grid.filled & rows.looks_back[:, None]
     hidden, grid = _forward(model, table, windows, facts, grid, wanted)
     bias = table.bias(rows, num_biased=facts.num_biased, num_penalized=facts.num_penalized)
@@ -200,13 +200,19 @@ def denoise(
 
 
 def _choose_blindly(
-    rows: SlotRows, grid: Grid, at_least: Tensor, time: Tensor, max_gap: int
+    rows: SlotRows,
+    grid: Grid,
+    at_least: Tensor,
+    time: Tensor,
+    max_gap: int,
+    frontier: Frontier | None,
 ) -> tuple[Grid, Tensor]:
     """Reduce the candidates of blind slots to what they commit; all of that is then due."""
     # A timed slot commits what was hit; _next_step went to a step that has a hit.
     # Coins may hit nothing.
     due = torch.where(rows.policy.timed, 1 - rows.revision.tosses.long(), at_least)
     chosen = _choose(rows, grid, _no_statistics(grid), due, time, max_gap)
+    chosen = chosen if frontier is None else frontier.cut(chosen)
     blind = rows.blind[:, None]
     candidate = torch.where(blind, chosen, grid.candidate)
     everything = torch.full_like(at_least, grid.candidate.shape[1])
