@@ -41,6 +41,8 @@ class Constraint:
                 f"a {self.kind} takes at most {MAX_SOURCE_CHARACTERS} characters, "
                 f"got {len(self.source)}"
             )
+        if not is_unicode(self.source):
+            raise _refusal(f"a {self.kind} must be valid Unicode, got a lone surrogate")
         if self.kind == "json_object" and self.source:
             raise _refusal(f"json_object takes no source, got {self.source[:80]!r}")
         if self.kind in ("regex", "grammar") and not self.source:
@@ -67,8 +69,8 @@ class Constraint:
         if not isinstance(choices, list) or not 1 <= len(choices) <= MAX_CHOICES:
             raise _refusal(f"a choice must be a JSON list of 1 to {MAX_CHOICES} texts")
         for each in choices:
-            if not isinstance(each, str):
-                raise _refusal(f"each choice must be text, got {each!r}")
+            if not isinstance(each, str) or not is_unicode(each):
+                raise _refusal(f"each choice must be text in valid Unicode, got {each!r:.80}")
 
     def _parsed(self) -> Any:
         try:
@@ -76,6 +78,15 @@ class Constraint:
         except (ValueError, RecursionError) as error:
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
             raise _refusal(f"a {self.kind} must be JSON that can be read: {reason}") from error
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: it has no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refusal(message: str) -> InvalidRequest:

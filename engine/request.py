@@ -415,10 +415,12 @@ def _check_constraint(params: GenerationParams, policy: Policy, language: Langua
             "stop",
         )
     if language is not None and len(language.shortest) > params.max_tokens:
+        # Only an infill ignores the end of text here, and its tokens are those of its hole.
+        what = "a hole's length" if params.ignore_eos else "max_tokens"
         raise InvalidRequest(
-            f"max_tokens must be at least {len(language.shortest)}, the length of the shortest "
-            f"text of this {kind} that was found, got {params.max_tokens}",
-            "max_tokens",
+            f"{what} must be at least {len(language.shortest)}, the length of the shortest text "
+            f"of this {kind} that was found, got {params.max_tokens}",
+            "prompt" if params.ignore_eos else "max_tokens",
         )
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from diffusiongpt.engine.completion import Prompt
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import EngineFailure, QueueFull
 from diffusiongpt.engine.frame import Frame
@@ -137,6 +138,10 @@ class EngineWorker:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""
         return self._engine.decode(token_ids)
+
+    def compile(self, constraint: Constraint) -> None:
+        """Get a constraint ready ahead of its requests, in any thread; raises InvalidRequest."""
+        self._engine.compile(constraint)
 
     def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:
         """Start a request.

@@ -63,7 +63,12 @@ async def read_ask(
             f"got n={ask.num_choices}",
             "n",
         )
-    return ask, models.choose(ask.model)
+    generator = models.choose(ask.model)
+    with refusing({"constraint": ask.constraint_field}):
+        if (constraint := ask.constraint) is not None:
+            # It may take a moment, and other requests go on meanwhile.
+            await asyncio.to_thread(generator.compile, constraint)
+    return ask, generator
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from diffusiongpt.engine.canvas import Infill
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.observer import Observer
@@ -69,6 +70,10 @@ class Generator(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; may raise InvalidRequest."""
+        ...
+
+    def compile(self, constraint: Constraint) -> None:
+        """Get a constraint ready, in any thread; may raise InvalidRequest."""
         ...
 
     def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:

@@ -12,11 +12,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.draft import Pick
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.params import MAX_BIASED, CacheName, EditParams, GenerationParams
 from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.server.formats import OLDER_NAMES, ResponseFormat, StructuredOutputs
 
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
@@ -188,6 +190,12 @@ class GenerationRequest(BaseModel):
     stream_options: StreamOptions | None = None
     diffusion: DiffusionOptions = Field(default_factory=lambda: DiffusionOptions())
     diffusing: bool = Field(False, description='the same as diffusion.frames "full"')
+    response_format: ResponseFormat | None = Field(
+        None, description="a JSON object, or what a JSON schema says"
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="what a schema, an expression, a list of texts or a grammar says"
+    )
 
     @field_validator("n")
     @classmethod
@@ -207,6 +215,21 @@ class GenerationRequest(BaseModel):
             if not _TOKEN_ID.fullmatch(key):
                 raise ValueError(f"logit_bias must have token ids for keys, got {show(key)}")
         return bias
+
+    @model_validator(mode="after")
+    def _one_format(self) -> GenerationRequest:
+        for name, now in OLDER_NAMES.items():
+            if self.extras.get(name) is not None:
+                instead = f"{now} is its name here" if now else "nothing can be chosen about it"
+                raise FieldError(name, f"{name} is not supported; {instead}")
+        if self.structured_outputs is None or self.response_format is None:
+            return self
+        if self.response_format.type != "text":
+            raise FieldError(
+                "structured_outputs",
+                "response_format and structured_outputs contradict each other; give one",
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_unsupported(self) -> GenerationRequest:
@@ -252,6 +275,18 @@ class GenerationRequest(BaseModel):
         if self.diffusing and self.diffusion.frames == "off":
             return "full"
         return self.diffusion.frames
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the answer must be; raises InvalidRequest."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.constraint
+        return None if self.response_format is None else self.response_format.constraint
+
+    @property
+    def constraint_field(self) -> str:
+        """The field that says so."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
 
     @property
     def num_choices(self) -> int:
@@ -319,6 +354,7 @@ class GenerationRequest(BaseModel):
                 else options.edits
             ),
             cache=None if options.cache == "off" else options.cache,
+            constraint=self.constraint,
             logprobs=self.num_logprobs,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             watch=self.frames != "off",
@@ -334,7 +370,6 @@ class ChatRequest(GenerationRequest):
         "functions": (None, []),
         "tool_choice": (None, "none", "auto"),
         "function_call": (None, "none", "auto"),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
         "web_search_options": (None,),

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusiongpt.engine.canvas import Infill
 from diffusiongpt.engine.completion import Prompt
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.engine.info import ModelInfo
@@ -148,6 +149,7 @@ class FakeGenerator:
         self.prompts: list[Prompt] = []
         self.fills: tuple[str, ...] = ()
         self.observers: list[Observer] = []
+        self.compiled: list[Constraint] = []
 
     def observe(self, observer: Observer) -> None:
         self.observers.append(observer)
@@ -162,6 +164,9 @@ class FakeGenerator:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode(errors="replace")
+
+    def compile(self, constraint: Constraint) -> None:
+        self.compiled.append(constraint)
 
     def submit(self, prompt: Prompt, params: GenerationParams) -> FakeGeneration:
         if self.error is not None:
