@@ -94,3 +94,8 @@ def test_edit_marks_what_changed(url: str):
     assert "[" in text
     assert re.sub(r"\[(.*?) → .*?\](?= |$)", r"\1", text, flags=re.DOTALL) == draft
     assert re.fullmatch(r"\d+ of \d+ tokens kept, \d+ forwards", cost)
+
+
+def test_structured_output_is_read_by_a_program(url: str):
+    text = run("structured_output.py", "Invent a cat.", url=url)
+    assert re.search(r" is (black|white|ginger) and \d{1,2} years old\.\n$", text)
