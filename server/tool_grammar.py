@@ -14,8 +14,12 @@ from diffusiongpt.server.tools import FunctionDefinition
 # One spelling of each value, so that no white space can go on for ever.
 _SPELLING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
-# Words next to which a schema says elsewhere what properties an object may have.
-_ELSEWHERE = {"$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties", "dependentSchemas"}
+# Where several schemas may speak of one object, none of them knows all its properties.
+_COMBINING = (
+    *("allOf", "oneOf", "if", "not", "dependentSchemas"),
+    *("patternProperties", "unevaluatedProperties"),
+)
+_NAMED, _LISTED = ("properties", "$defs", "definitions"), ("anyOf", "prefixItems")
 
 
 def forced_calls(
@@ -83,6 +87,25 @@ def _call_rules(
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema without properties that nobody named, where it leaves open whether there may be
     some: a model that makes some up would write a valid call that means nothing."""
-    if "properties" not in schema or "additionalProperties" in schema or _ELSEWHERE & schema.keys():
+    text = json.dumps(schema)
+    if any(f'"{word}": ' in text for word in _COMBINING):
         return schema
-    return {**schema, "additionalProperties": False}
+    closed: dict[str, Any] = _close(schema)
+    return closed
+
+
+def _close(schema: Any) -> Any:
+    if not isinstance(schema, dict) or ("properties" in schema and {"anyOf", "$ref"} & {*schema}):
+        return schema
+    closed = dict(schema)
+    for word in _NAMED:
+        if word in schema:
+            closed[word] = {name: _close(each) for name, each in schema[word].items()}
+    for word in _LISTED:
+        if word in schema:
+            closed[word] = [_close(each) for each in schema[word]]
+    if "items" in schema:
+        closed["items"] = _close(schema["items"])
+    if "properties" in schema:
+        closed.setdefault("additionalProperties", False)
+    return closed

@@ -151,6 +151,48 @@ def walk(tokenizer: Any, constraint: Constraint, seed: int, limit: int = 400) ->
     return data.decode(errors="strict")
 
 
+def schema_in(constraint: Constraint) -> dict[str, Any]:
+    schema = json.loads(constraint.source.split("%json ")[1])
+    del schema["x-guidance"]
+    return dict(schema)
+
+
+def object_of(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return object_of(**properties) | {"additionalProperties": False}
+
+
+INNER, REF = object_of(a={}), {"$ref": "#/$defs/x"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": "object"}, {"type": "object"}),
+        (object_of(), closed()),
+        (object_of(a=INNER), closed(a=closed(a={}))),
+        (
+            object_of(a=INNER) | {"additionalProperties": True},
+            object_of(a=closed(a={})) | {"additionalProperties": True},
+        ),
+        (object_of(a={"items": INNER}), closed(a={"items": closed(a={})})),
+        (object_of(a={"anyOf": [INNER, {}]}), closed(a={"anyOf": [closed(a={}), {}]})),
+        (object_of(a=INNER | {"anyOf": [INNER]}), closed(a=INNER | {"anyOf": [INNER]})),
+        (
+            object_of(a=REF) | {"$defs": {"x": INNER}},
+            closed(a=REF) | {"$defs": {"x": closed(a={})}},
+        ),
+        (object_of(a={"allOf": [INNER, INNER]}), object_of(a={"allOf": [INNER, INNER]})),
+    ],
+)
+def test_properties_that_nobody_named_are_not_written(schema: Any, expected: Any):
+    function = FunctionDefinition(name="f", parameters=schema)
+    assert schema_in(forced(function)) == expected
+
+
 @pytest.mark.parametrize("form", [HERMES, BARE_JSON])
 def test_every_word_is_read_as_a_valid_call(tokenizer: Any, form: ToolFormat):
     definitions = [WEATHER, CLOCK, FunctionDefinition(name="n", parameters=NESTED)]
