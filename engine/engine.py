@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.canvas import Canvas, Hole, Infill
+from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.constraint import Constraint
@@ -72,6 +74,8 @@ class Engine:
         self._ids = itertools.count()
         self._aborted: list[Request] = []
         self.info = describe_model(model, config)
+        if tokenizer is not None:
+            self.info = replace(self.info, chat=tokenizer.chat_style)
         self._token_budget = token_budget_of(config, self.info)
         self._row_budget = config.row_budget or self._token_budget
         self._stop_ids = frozenset(model.stop_token_ids)
@@ -154,9 +158,15 @@ class Engine:
         """Token ids of a text; special tokens spelled out in it are ordinary text."""
         return self._text_side().encode(text)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a chat, ready for the assistant's answer."""
-        return self._text_side().encode_chat(messages)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Token ids of a chat, ready for the assistant's answer; see `Tokenizer.encode_chat`."""
+        return self._text_side().encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""

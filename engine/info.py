@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusiongpt.engine.chat import PLAIN_CHAT, ChatStyle
 from diffusiongpt.engine.params import GenerationParams
 
 AttentionKind = Literal["bidirectional", "block_causal"]
@@ -25,6 +26,7 @@ class ModelInfo:
         max_tokens: longest completion the engine's canvases hold.
         can_edit: whether it was trained to predict filled positions, too.
         defaults: sampler defaults, every field filled in but `steps`, `seed` and `edits`.
+        chat: how its chats are written.
     """
 
     name: str
@@ -38,3 +40,4 @@ class ModelInfo:
     defaults: GenerationParams
     can_edit: bool = False
     block_lengths: tuple[int, ...] = ()
+    chat: ChatStyle = PLAIN_CHAT

@@ -9,13 +9,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
 from jinja2 import TemplateError
 
+from diffusiongpt.engine.chat import (
+    PLAIN_CHAT,
+    ChatStyle,
+    Message,
+    Thinking,
+    is_open,
+    marks_of_template,
+    tell_tools,
+    tools_of_template,
+    visible_marks,
+)
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 
 _FIRST_PRIVATE_CHARACTER: Final = 0xE000
@@ -53,13 +64,53 @@ class Tokenizer:
         """Token ids of a text; nothing is added, and no special token can come of it."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    @cached_property
+    def chat_style(self) -> ChatStyle:
+        """What the folder's chat template can do."""
+        template = self._chat_template
+        if template is None:
+            return PLAIN_CHAT
+        knows_tools, tool_format = tools_of_template(template)
+        marks = marks_of_template(template)
+        return ChatStyle(
+            knows_tools=knows_tools,
+            tool_format=tool_format,
+            thinking=None if marks is None else self._find_thinking(template, *marks),
+        )
+
+    def _find_thinking(self, template: str, opening: str, closing: str) -> Thinking:
+        can_switch = "enable_thinking" in template
+        opened = set()
+        for switch in (None, False, True) if can_switch else (None,):
+            try:
+                text = self._render([{"role": "user", "content": "?"}], enable_thinking=switch)
+            except InvalidRequest:  # it wants another kind of chat; then it says nothing
+                continue
+            if is_open(text, opening, closing):
+                opened.add(switch)
+        return Thinking(
+            opening=opening, closing=closing, can_switch=can_switch, opened=frozenset(opened)
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
         """Token ids of a chat through the folder's template, ready for the assistant's answer.
 
         The template sees the messages as they are, except that a character of private use,
-        which occurs nowhere else, breaks every special token that a message spells or could
-        complete at its ends. So each special token in the rendered text is the template's own.
-        The text between them loses the breaks again and is encoded as ordinary text.
+        which occurs nowhere else, breaks every special token that a message or a tool spells or
+        could complete at its ends. So each special token in the rendered text is the template's
+        own. The text between them loses the breaks again and is encoded as ordinary text.
+
+        Args:
+            messages: in OpenAI's form, but with the arguments of calls as objects.
+            tools: in OpenAI's form; told in words of ours (`chat.py`) where the template knows
+                none.
+            enable_thinking: for templates that can switch it.
 
         Raises:
             InvalidRequest: there is no chat template, or it refuses the messages.
@@ -68,8 +119,15 @@ class Tokenizer:
             raise InvalidRequest(
                 "this model has no chat template, so it takes plain prompts only", "prompt"
             )
-        mark = self._unused_character(messages)
-        rendered = self._render([self._break_special_tokens(each, mark) for each in messages])
+        _check_texts(messages)
+        if not self.chat_style.knows_tools and _uses_tools(messages, tools):
+            messages, tools = tell_tools(messages, tools), ()
+        mark = self._unused_character([*messages, *tools])
+        rendered = self._render(
+            [self._break_special_tokens(each, mark) for each in messages],
+            tools=[self._break_special_tokens(each, mark) for each in tools],
+            enable_thinking=enable_thinking,
+        )
         token_ids: list[int] = []
         for piece in self._special_pattern.split(rendered):
             special_id = self._special_tokens.get(piece)
@@ -103,15 +161,24 @@ class Tokenizer:
             return self._special_names.get(token_id, ""), None
         return data.decode("utf-8", errors="replace"), data
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        enable_thinking: bool | None = None,
+    ) -> str:
         # Imported here: transformers takes seconds, and plain prompts need none of it.
         from transformers.utils.chat_template_utils import render_jinja_template
 
         names: dict[str, Any] = dict(self._template_names)
+        if enable_thinking is not None:
+            names["enable_thinking"] = enable_thinking
         try:
             # Annotated as text, in truth (one text per conversation, spans of the assistant).
             rendered: Any = render_jinja_template(
-                conversations=[messages],
+                conversations=[[dict(each) for each in messages]],
+                tools=[dict(each) for each in tools] or None,
                 chat_template=self._chat_template,
                 add_generation_prompt=True,
                 **names,
@@ -123,24 +190,33 @@ class Tokenizer:
         text: str = rendered[0][0]
         return text
 
-    def _unused_character(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A private-use character that neither the messages nor the template contain."""
-        used = set(self._chat_template or "")
-        for message in messages:
-            for name, value in message.items():
-                if not isinstance(value, str):
-                    raise InvalidRequest(
-                        f"a message's {name} must be text, got {type(value).__name__}", "prompt"
-                    )
-                used.update(value)
+    def _unused_character(self, values: Sequence[Mapping[str, Any]]) -> str:
+        """A private-use character that neither the values nor the template contain."""
+        used = {*(self._chat_template or ""), *json.dumps(values, ensure_ascii=False)}
         for code in range(_NUM_PRIVATE_CHARACTERS):
             mark = chr(_FIRST_PRIVATE_CHARACTER + code)
             if mark not in used:
                 return mark
         raise InvalidRequest("the messages use every private-use character of Unicode", "prompt")
 
-    def _break_special_tokens(self, message: Mapping[str, str], mark: str) -> dict[str, str]:
-        return {name: self._break(value, mark) for name, value in message.items()}
+    def _break_special_tokens(self, value: Any, mark: str) -> Any:
+        """The same value with `mark` in every text that needs one."""
+        if isinstance(value, str):
+            return self._break(value, mark)
+        if isinstance(value, Mapping):
+            return {
+                self._break_key(name, mark): self._break_special_tokens(each, mark)
+                for name, each in value.items()
+            }
+        if isinstance(value, Sequence):
+            return [self._break_special_tokens(each, mark) for each in value]
+        return value
+
+    def _break_key(self, name: str, mark: str) -> str:
+        # A word stays as it is: templates look fields up by name.
+        if name.isidentifier() and not self._special_pattern.search(name):
+            return name
+        return self._break(name, mark)
 
     def _break(self, text: str, mark: str) -> str:
         """Put `mark` into every special token in the text, and where an end could join one."""
@@ -156,6 +232,21 @@ class Tokenizer:
         if any(_overlaps(core, token) for token in self._special_tokens):
             tail = mark + tail
         return head + core + tail
+
+
+def _check_texts(messages: Sequence[Message]) -> None:
+    for message in messages:
+        for name, value in message.items():
+            if not isinstance(value, str) and name != "tool_calls":
+                raise InvalidRequest(
+                    f"a message's {name} must be text, got {type(value).__name__}", "prompt"
+                )
+
+
+def _uses_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(tools) or any(
+        message.get("role") == "tool" or message.get("tool_calls") for message in messages
+    )
 
 
 def _overlaps(first: str, second: str) -> bool:
@@ -291,8 +382,10 @@ def _bytes_by_id(
                 f"{path} is not byte-level: token {token_id} is {token!r}, and {error} "
                 "stands for no byte"
             ) from error
+    visible = visible_marks()
     for token_id, entry in added.items():
-        table[token_id] = b"" if entry.special else entry.content.encode("utf-8")
+        is_hidden = token_id in hidden or (entry.special and entry.content not in visible)
+        table[token_id] = b"" if is_hidden else entry.content.encode("utf-8")
     return table
 
 

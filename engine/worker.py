@@ -12,7 +12,9 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
+from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.engine import Engine
@@ -131,9 +133,15 @@ class EngineWorker:
         """Token ids of a text; special tokens spelled out in it are ordinary text."""
         return self._engine.encode(text)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
         """Token ids of a chat, ready for the assistant's answer."""
-        return self._engine.encode_chat(messages)
+        return self._engine.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""

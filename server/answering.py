@@ -31,9 +31,11 @@ from diffusiongpt.server.errors import (
     unavailable,
 )
 from diffusiongpt.server.generator import Generation, Generator, abort_all, merge
-from diffusiongpt.server.logprobs import Ledger, SettledToken
+from diffusiongpt.server.logprobs import SettledToken
 from diffusiongpt.server.models import Models
+from diffusiongpt.server.parts import Collected
 from diffusiongpt.server.protocol import DiffusionOptions, GenerationRequest
+from diffusiongpt.server.reading import ChoiceReader
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import Shape
 from diffusiongpt.server.streaming import AnswerHead, ChunkWriter, StreamStyle, usage_chunk
@@ -198,7 +200,8 @@ async def _events(
                 yield _event(chunk)
     if ask.include_usage:
         usage = sum_usage([last[index] for index in sorted(last)], ask.num_choices)
-        yield _event(usage_chunk(head, generations[0].params, usage))
+        reasoning = sum(writer.reasoning_tokens for writer in writers)
+        yield _event(usage_chunk(head, generations[0].params, usage, reasoning))
     yield {"data": "[DONE]"}
 
 
@@ -219,15 +222,16 @@ def _failure(frame: Frame) -> ApiError | None:
 class _Whole:
     """A choice as it comes together."""
 
-    ledger: Ledger = field(default_factory=Ledger)
-    content: str = ""
+    reader: ChoiceReader
+    parts: Collected = field(default_factory=Collected)
     settled: list[SettledToken] = field(default_factory=list)
     last: Frame | None = None
 
     def add(self, frame: Frame) -> None:
         """Take over what a frame brings."""
-        self.content += frame.content
-        self.settled += self.ledger.take(frame)
+        parts, settled = self.reader.read(frame)
+        self.parts.add(parts)
+        self.settled += settled
         self.last = frame
 
 
@@ -241,7 +245,7 @@ async def _answer(
 ) -> Response:
     """The whole answer at once; ends the generations when the client goes away before it."""
     stopwatch = Stopwatch()
-    collecting = asyncio.ensure_future(_collect(generations, stopwatch))
+    collecting = asyncio.ensure_future(_collect(generations, shape, stopwatch))
     leaving = asyncio.ensure_future(_client_leaves(request))
     try:
         await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -257,20 +261,22 @@ async def _answer(
         assert whole.last is not None
         last_frames.append(whole.last)
         settled = None if ask.num_logprobs is None else whole.settled
-        choices.append(shape.whole(index, whole.content, settled, whole.last))
+        choices.append(shape.whole(index, whole.parts, settled, whole.last))
     usage = sum_usage(last_frames, ask.num_choices)
     body = head.fields() | {
         "choices": choices,
-        "usage": usage_of(usage),
+        "usage": usage_of(usage, sum(whole.reader.reasoning_tokens for whole in wholes)),
         "diffusion": summary(generations[0].params, usage),
         "timings": stopwatch.timings(usage),
     }
     return JSONResponse(body, headers=headers)
 
 
-async def _collect(generations: Sequence[Generation], stopwatch: Stopwatch) -> list[_Whole]:
+async def _collect(
+    generations: Sequence[Generation], shape: Shape, stopwatch: Stopwatch
+) -> list[_Whole]:
     """All choices, complete; raises the ApiError of the first that fails."""
-    wholes = [_Whole() for _ in generations]
+    wholes = [_Whole(shape.reader()) for _ in generations]
     async with contextlib.aclosing(merge(generations)) as frames:
         async for index, frame in frames:
             if (error := _failure(frame)) is not None:

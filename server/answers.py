@@ -113,12 +113,29 @@ class TextLogprobs(_Answer):
 Ending = Literal["stop", "length"]
 
 
+class FunctionCall(_Answer):
+    """A function that is called; the arguments are the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(_Answer):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class ChatMessage(_Answer):
-    """The assistant's message."""
+    """The assistant's message; content is null where there are calls only."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: str = ""
+    tool_calls: list[ToolCall] = []
 
 
 class ChatChoice(_Answer):
@@ -127,7 +144,7 @@ class ChatChoice(_Answer):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Ending
+    finish_reason: Ending | Literal["tool_calls"]
 
 
 class TextChoice(_Answer):
@@ -216,11 +233,29 @@ class FrameInDelta(_Answer):
     diffusion: list[IndexedFrame]
 
 
+class FunctionDelta(_Answer):
+    """The name comes with a call's first delta, then more and more of the arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(_Answer):
+    """A piece of the call number `index`."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatDelta(_Answer):
     """A piece of a chat choice."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
     provider_specific_fields: FrameInDelta | None = None
 
 
@@ -230,7 +265,7 @@ class ChatChunkChoice(_Answer):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Ending | None
+    finish_reason: Ending | Literal["tool_calls"] | None
 
 
 class TextChunkChoice(_Answer):

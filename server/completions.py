@@ -13,15 +13,10 @@ from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.server.answering import read_ask, refusing, require_text, respond, start
 from diffusiongpt.server.generator import Generator, Prompt
 from diffusiongpt.server.models import Models
-from diffusiongpt.server.protocol import (
-    MAX_CHOICES,
-    FieldError,
-    GenerationRequest,
-    Quickly,
-    show,
-)
+from diffusiongpt.server.protocol import MAX_CHOICES, GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import TextShape
+from diffusiongpt.server.wire import FieldError, Quickly, show
 
 # OpenAI's, and what its clients count on.
 DEFAULT_MAX_TOKENS = 16

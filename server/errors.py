@@ -21,7 +21,7 @@ from diffusiongpt.engine.errors import (
     InvalidRequest,
     QueueFull,
 )
-from diffusiongpt.server.protocol import FieldError, show
+from diffusiongpt.server.wire import FieldError, show
 
 RETRY_AFTER_SECONDS = 2
 # Where a request's scope keeps the kind of error that ended it, in its "state".

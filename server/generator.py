@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from diffusiongpt.engine.canvas import Infill
+from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
@@ -64,7 +65,13 @@ class Generator(Protocol):
         """Token ids of a text; may raise InvalidRequest."""
         ...
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
         """Token ids of a chat; may raise InvalidRequest."""
         ...
 

@@ -14,9 +14,10 @@ from diffusiongpt.server.answering import read_ask, refusing, require_text, resp
 from diffusiongpt.server.completions import is_token_ids
 from diffusiongpt.server.lengths import submit_lengths
 from diffusiongpt.server.models import Models
-from diffusiongpt.server.protocol import FieldError, GenerationRequest, Quickly, show
+from diffusiongpt.server.protocol import GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import InfillShape
+from diffusiongpt.server.wire import FieldError, Quickly, show
 
 MAX_SEGMENTS = 1024
 

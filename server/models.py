@@ -90,6 +90,9 @@ def _describe(info: ModelInfo, created: int) -> dict[str, Any]:
             "max_tokens": info.max_tokens,
             "num_parameters": info.num_parameters,
             "edits": info.can_edit,
+            "tools": info.chat.tool_format.name,
+            "template_knows_tools": info.chat.knows_tools,
+            "thinking": info.chat.thinking is not None,
             "policies": {name: {"adaptive": each.adaptive} for name, each in PRESETS.items()},
             "defaults": {
                 "policy": defaults.policy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -19,81 +19,33 @@ from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.params import MAX_BIASED, CacheName, EditParams, GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.server.formats import OLDER_NAMES, ResponseFormat, StructuredOutputs
+from diffusiongpt.server.messages import Message, Prediction, check_results
+from diffusiongpt.server.tools import (
+    NamedTool,
+    Tool,
+    ToolChoice,
+    check_choice_form,
+    check_tools,
+)
+from diffusiongpt.server.wire import FieldError, Quickly, Wire, show
 
 FrameMode = Literal["off", "delta", "full"]
 FrameLocation = Literal["chunk", "delta"]
-Effort = Literal["instant", "low", "medium", "high"]
-# Denoising steps for each token of the answer's canvas.
+Effort = Literal["none", "instant", "low", "medium", "high"]
+# Denoising steps for each token of the answer's canvas; "none" is about thinking alone.
 EFFORTS: dict[Effort, float] = {"instant": 0.125, "low": 0.25, "medium": 0.5, "high": 1.0}
 MAX_MESSAGES = 1024
 MAX_CHOICES = 128
-# A list whose first wrong item is the last one looked at: a sentence names one, and a body may
-# hold a million.
-Item = TypeVar("Item")
-Quickly = Annotated[list[Item], Field(fail_fast=True)]
 _TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
-class FieldError(ValueError):
-    """Fields that do not go together, in a sentence; `param` is the one to blame."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-class TextPart(_Wire):
-    """A content part; only text can be read."""
-
-    type: str
-    text: str = ""
-
-    @model_validator(mode="after")
-    def _only_text(self) -> TextPart:
-        if self.type != "text":
-            raise ValueError(f"content parts must have type 'text', got {self.type!r}")
-        return self
-
-
-class Message(_Wire):
-    """One message of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | Quickly[TextPart], Field(union_mode="left_to_right")]
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-
-class Prediction(_Wire):
-    """What the answer will likely be; the draft that it begins with."""
-
-    type: Literal["content"]
-    content: Annotated[str | Quickly[TextPart], Field(union_mode="left_to_right")]
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """Options of a streamed answer."""
 
     include_usage: bool = False
 
 
-class EditOptions(_Wire):
+class EditOptions(Wire):
     """When a filled position gets another token."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -113,7 +65,7 @@ class EditOptions(_Wire):
         )
 
 
-class DiffusionOptions(_Wire):
+class DiffusionOptions(Wire):
     """How the answer is denoised; the extension object `diffusion`."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -366,9 +318,7 @@ class ChatRequest(GenerationRequest):
 
     _HAS_DELTAS: ClassVar[bool] = True
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": (None, []),
         "functions": (None, []),
-        "tool_choice": (None, "none", "auto"),
         "function_call": (None, "none", "auto"),
         "modalities": (None, ["text"]),
         "audio": (None,),
@@ -381,7 +331,6 @@ class ChatRequest(GenerationRequest):
             "metadata",
             "safety_identifier",
             "service_tier",
-            "parallel_tool_calls",
             "prompt_cache_key",
             "prompt_cache_retention",
             "prompt_cache_options",
@@ -390,11 +339,16 @@ class ChatRequest(GenerationRequest):
     )
 
     messages: Quickly[Message] = Field(description="the chat so far")
+    tools: Quickly[Tool] | None = Field(None, description="functions that the model may call")
+    tool_choice: ToolChoice | None = Field(
+        None, description="whether it may, must, or must not call one, or which one it must call"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
     max_tokens: int | None = Field(None, description="length of the answer's canvas")
     max_completion_tokens: int | None = Field(None, description="max_tokens by its newer name")
     logprobs: bool | None = Field(None, description="tell each token's log-probability")
     reasoning_effort: Effort | None = Field(
-        None, description="share of the answer's length that its denoising steps may be"
+        None, description="how long it thinks, and how many denoising steps an answer may have"
     )
     top_logprobs: int | None = Field(
         None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
@@ -410,7 +364,19 @@ class ChatRequest(GenerationRequest):
             raise ValueError(
                 f"messages must hold 1 to {MAX_MESSAGES} messages, got {len(messages)}"
             )
+        check_results(messages)
         return messages
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _a_choice(cls, choice: Any) -> Any:
+        check_choice_form(choice)
+        return choice
+
+    @model_validator(mode="after")
+    def _tools_go_together(self) -> ChatRequest:
+        check_tools(self.tools or [], self.tool_choice)
+        return self
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> ChatRequest:
@@ -422,14 +388,14 @@ class ChatRequest(GenerationRequest):
                 f"max_tokens={self.max_tokens} and max_completion_tokens="
                 f"{self.max_completion_tokens} contradict each other; give one",
             )
-        if None not in (self.reasoning_effort, self.diffusion.steps):
+        if self.budget is not None and self.diffusion.steps is not None:
             raise FieldError(
                 "reasoning_effort",
                 f"reasoning_effort={self.reasoning_effort} and diffusion.steps="
                 f"{self.diffusion.steps} contradict each other; give one",
             )
         policy = PRESETS.get(self.diffusion.policy or "")
-        if self.reasoning_effort is not None and policy is not None and policy.single:
+        if self.budget is not None and policy is not None and policy.single:
             raise FieldError(
                 "reasoning_effort",
                 f"reasoning_effort must be absent, because {self.diffusion.policy} commits one "
@@ -465,11 +431,39 @@ class ChatRequest(GenerationRequest):
         """Whether a prediction is given."""
         return self.prediction is not None
 
+    @property
+    def budget(self) -> float | None:
+        """Denoising steps for each token that the effort stands for, if it does."""
+        return EFFORTS.get(self.reasoning_effort) if self.reasoning_effort else None
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the model is told of."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that it may call."""
+        choice = self.tool_choice
+        if isinstance(choice, NamedTool):
+            return [tool for tool in self.offered if tool.definition.name == choice.function.name]
+        return self.offered
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call and nothing else."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def several_calls(self) -> bool:
+        """Whether there may be more than one; a tool that is named is called once."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
+
     def asked_steps(self, length: int, info: ModelInfo) -> int | None:
         """The budget of denoising steps; an effort is a share of the length."""
-        if self.reasoning_effort is None:
+        if self.budget is None:
             return self.diffusion.steps
-        share = math.ceil(length * EFFORTS[self.reasoning_effort])
+        share = math.ceil(length * self.budget)
         return min(max(share, self._most_blocks(length, info)), length)
 
     def _most_blocks(self, length: int, info: ModelInfo) -> int:
@@ -484,12 +478,3 @@ class ChatRequest(GenerationRequest):
     def num_logprobs(self) -> int | None:
         """Most likely tokens to tell with each token; None tells no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
-
-
-def show(value: object) -> str:
-    """A client's value in a sentence, cut where it is long."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "a value that is nested too deeply"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,10 +1,11 @@
 """Frames to chunks of the wire.
 
 A chunk is always an ordinary one of its route, so a stock client sees nothing but append-only
-content. What a watcher gets is one more key, `diffusion`, in a chunk without text. Replaying
-those (`set`, `unset`, a `keyframe` replaces everything) up to the `end` gives exactly the
-concatenated content; frames may be dropped for a slow reader, content may not, and the first
-frame after a drop is a keyframe.
+parts of an answer. What a watcher gets is one more key, `diffusion`, in a chunk without text.
+Replaying those (`set`, `unset`, a `keyframe` replaces everything) up to the `end` gives exactly
+the text that the parts are read from, which is the content where there is nothing else in it;
+frames may be dropped for a slow reader, text may not, and the first frame after a drop is a
+keyframe.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from diffusiongpt.engine.frame import Change, Frame, Usage
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.server.logprobs import Ledger
+from diffusiongpt.server.parts import Content
 from diffusiongpt.server.protocol import FrameLocation, FrameMode
 from diffusiongpt.server.shapes import Shape
 from diffusiongpt.server.usage import NO_USAGE, Stopwatch, summary, usage_of
@@ -108,12 +109,17 @@ class ChunkWriter:
         self._style = style
         self._index = index
         self._watch = Watch()
-        self._ledger = Ledger()
+        self._reader = shape.reader()
         self._clock = Stopwatch()
         self._sequence = 0
         self._num_skipped = 0
         self._has_dropped = False
         self._has_begun = False
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of the choice's thinking so far."""
+        return self._reader.reasoning_tokens
 
     def write(self, frame: Frame, *, is_behind: bool = False) -> Iterator[Chunk]:
         """The chunks of one frame; `is_behind` drops what may be dropped."""
@@ -130,14 +136,18 @@ class ChunkWriter:
             yield from self._write_end(frame)
 
     def _write_content(self, frame: Frame, *, is_last: bool) -> Iterator[Chunk]:
-        settled = self._ledger.take(frame)
+        parts, settled = self._reader.read(frame)
         if frame.content:
             self._clock.note_content()
             if self._style.mode != "off" and not is_last:
                 yield self._frame_chunk("commit", frame, settled=frame.settled)
-        # Tokens without text (a special one, part of a character) may settle on their own.
-        if frame.content or settled:
-            yield self._chunk(self._shape.piece(self._index, frame.content, settled))
+        # Tokens without text (a special one, part of a character or of a mark) may settle on
+        # their own.
+        if settled and not parts:
+            parts = [Content("")]
+        for part in parts:
+            yield self._chunk(self._shape.piece(self._index, part, settled))
+            settled = []
 
     def _write_frame(self, frame: Frame, *, is_last: bool, is_behind: bool) -> Iterator[Chunk]:
         if is_last:
@@ -170,7 +180,8 @@ class ChunkWriter:
             if self._has_dropped:
                 yield self._canvas_chunk("frame", frame)
             yield self._canvas_chunk("end", frame, **summary(self._params, usage))
-        closing = self._chunk(self._shape.closing(self._index, frame))
+        has_called = self._reader.has_called
+        closing = self._chunk(self._shape.closing(self._index, frame, has_called=has_called))
         yield closing | {"timings": self._clock.timings(usage)}
 
     def _frame_chunk(self, kind: str, frame: Frame, **fields: Any) -> Chunk:
@@ -194,11 +205,13 @@ class ChunkWriter:
         return chunk | {"usage": None} if self._style.include_usage else chunk
 
 
-def usage_chunk(head: AnswerHead, params: GenerationParams, usage: Usage) -> Chunk:
+def usage_chunk(
+    head: AnswerHead, params: GenerationParams, usage: Usage, reasoning_tokens: int = 0
+) -> Chunk:
     """The last chunk of a stream whose client asked for it."""
     return head.fields() | {
         "choices": [],
-        "usage": usage_of(usage),
+        "usage": usage_of(usage, reasoning_tokens),
         "diffusion": {"kind": "usage", **summary(params, usage)},
     }
 

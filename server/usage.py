@@ -57,7 +57,7 @@ def sum_usage(last_frames: Sequence[Frame], num_choices: int) -> Usage:
     )
 
 
-def usage_of(usage: Usage) -> dict[str, Any]:
+def usage_of(usage: Usage, reasoning_tokens: int = 0) -> dict[str, Any]:
     """OpenAI's usage object; its details say how the tokens came about."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -65,7 +65,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": reasoning_tokens,
             "accepted_prediction_tokens": usage.accepted_tokens,
             "rejected_prediction_tokens": usage.rejected_tokens,
             "denoising_steps": usage.steps,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from diffusiongpt.engine.canvas import Infill
+from diffusiongpt.engine.chat import PLAIN_CHAT, ChatStyle, Message
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
@@ -134,8 +135,9 @@ class FakeGenerator:
         pause: float = 0.0,
         error: Exception | None = None,
         name: str = "fake",
+        chat: ChatStyle = PLAIN_CHAT,
     ) -> None:
-        self.info = dataclasses.replace(INFO, name=name)
+        self.info = dataclasses.replace(INFO, name=name, chat=chat)
         self.failure: str | None = None
         self.num_slots = 4
         self.num_running = 0
@@ -145,7 +147,9 @@ class FakeGenerator:
         self.pause = pause
         self.error = error
         self.generations: list[FakeGeneration] = []
-        self.messages: list[Mapping[str, str]] = []
+        self.messages: list[Message] = []
+        self.tools: list[Mapping[str, Any]] = []
+        self.enable_thinking: bool | None = None
         self.prompts: list[Prompt] = []
         self.fills: tuple[str, ...] = ()
         self.observers: list[Observer] = []
@@ -157,8 +161,15 @@ class FakeGenerator:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        self.messages = list(messages)
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        self.messages, self.tools = list(messages), list(tools)
+        self.enable_thinking = enable_thinking
         ids = "".join(message["content"] for message in messages).encode()
         return list(ids)
 

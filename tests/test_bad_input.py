@@ -64,7 +64,7 @@ BAD = {
         "the canvas is full already",
     ),
     "strength without a draft": ({"diffusion": {"strength": 0.3}}, "there is none, got 0.3"),
-    "tools": ({"tools": [{"type": "function"}]}, "tools"),
+    "tools": ({"tools": [{"type": "function"}]}, "must have a function"),
 }
 
 

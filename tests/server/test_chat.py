@@ -187,7 +187,6 @@ BAD = [
     ({"top_logprobs": 3}, "top_logprobs needs logprobs to be true, got top_logprobs=3"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be in 0..20, got 21"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs must be in 0..20, got -1"),
-    ({"tools": [{"type": "function"}]}, "tools is not supported yet"),
     ({"logit_bias": {"cat": 1}}, "logit_bias must have token ids for keys, got 'cat'"),
     ({"logit_bias": {"-5": 1}}, "logit_bias must have token ids for keys, got '-5'"),
     ({"logit_bias": {"5": 101}}, "logit_bias must be in [-100, 100], got 101"),

@@ -1,0 +1,157 @@
+"""How a model's chats are written: its tools and its thinking, as data. Torch-free.
+
+What a chat template says of itself is read from its text: whether it can describe tools, how
+the model is taught to write a call, which marks enclose its thinking. For a template that cannot
+describe tools this module has the words (`tell_tools`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """How a family writes a call: `opening` {"name": ..., `arguments`: {...}} `closing`.
+
+    Attributes:
+        opening, closing: the marks around a call, each on a line of its own; both are "" where
+            the whole answer is one bare JSON object.
+        arguments: the key of the arguments.
+    """
+
+    name: str
+    opening: str
+    closing: str
+    arguments: str = "arguments"
+
+
+# Qwen 2.5 and 3, and so Dream, SDAR, Fast-dLLM v2 and A2D; Ling, and so LLaDA 2; SmolLM3.
+HERMES = ToolFormat(name="hermes", opening="<tool_call>", closing="</tool_call>")
+# Llama 3.1 and later: one call, and nothing else in the answer.
+BARE_JSON = ToolFormat(name="bare_json", opening="", closing="", arguments="parameters")
+# Spellings of a call that are not JSON and share Hermes' marks.
+_NOT_JSON = ("<arg_key>", "<function=")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """How a model thinks before it answers.
+
+    Attributes:
+        opening, closing: the marks around it.
+        can_switch: the template takes `enable_thinking`.
+        opened: for which values of `enable_thinking` (None: not given) the template itself has
+            written the opening mark when the answer begins.
+    """
+
+    opening: str
+    closing: str
+    can_switch: bool = False
+    opened: frozenset[bool | None] = field(default_factory=frozenset)
+
+
+THINKING_MARKS = (("<think>", "</think>"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatStyle:
+    """What a chat template can do.
+
+    Attributes:
+        knows_tools: it describes tools itself. tool_format: how the model is told to call them.
+        thinking: None where the template knows no thinking.
+    """
+
+    knows_tools: bool = False
+    tool_format: ToolFormat = HERMES
+    thinking: Thinking | None = None
+
+
+PLAIN_CHAT = ChatStyle()
+
+
+def visible_marks() -> frozenset[str]:
+    """Marks that are text of an answer even where a tokenizer calls them special."""
+    calls = (HERMES.opening, HERMES.closing)
+    return frozenset([*calls, *(mark for marks in THINKING_MARKS for mark in marks)])
+
+
+def tools_of_template(template: str) -> tuple[bool, ToolFormat]:
+    """Whether a template describes tools, in a form that we can read, and that form."""
+    if not re.search(r"\{%-?\s*(?:if|elif|for)\b[^%]*\btools\b", template):
+        return False, HERMES
+    if HERMES.opening in template and not any(mark in template for mark in _NOT_JSON):
+        return True, HERMES
+    if re.search(r"tool_calls\b", template) and f'"{BARE_JSON.arguments}": ' in template:
+        return True, BARE_JSON
+    return False, HERMES
+
+
+def marks_of_template(template: str) -> tuple[str, str] | None:
+    """The marks of the thinking that a template knows."""
+    for opening, closing in THINKING_MARKS:
+        if closing in template:
+            return opening, closing
+    return None
+
+
+def is_open(text: str, opening: str, closing: str) -> bool:
+    """Whether a text ends inside of the marks."""
+    return text.rfind(opening) > text.rfind(closing)
+
+
+def tell_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The same chat for a template that knows no tools: all of it as plain text.
+
+    Tools are described at the end of the system message, calls stand in the assistant's text as
+    `HERMES` writes them, and what tools return comes as a message of the user.
+    """
+    told: list[dict[str, Any]] = []
+    for message in messages:
+        role = message.get("role", "user")
+        if role == "tool":
+            response = f"<tool_response>\n{message.get('content', '')}\n</tool_response>"
+            if told and "responses" in told[-1]:
+                told[-1]["content"] += "\n" + response
+            else:
+                told.append({"role": "user", "content": response, "responses": True})
+        else:
+            told.append({"role": role, "content": _with_calls(message)})
+    for each in told:
+        each.pop("responses", None)
+    if not tools:
+        return list(told)
+    description = _describe(tools)
+    if told and told[0]["role"] == "system":
+        told[0]["content"] += "\n\n" + description
+        return list(told)
+    return [{"role": "system", "content": description}, *told]
+
+
+def _with_calls(message: Message) -> str:
+    parts = [message.get("content") or ""]
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        value = {"name": function["name"], HERMES.arguments: function["arguments"]}
+        parts.append(f"{HERMES.opening}\n{_to_json(value)}\n{HERMES.closing}")
+    return "\n".join(part for part in parts if part)
+
+
+def _describe(tools: Sequence[Mapping[str, Any]]) -> str:
+    listed = "\n".join(_to_json(tool["function"]) for tool in tools)
+    return (
+        f"You can use these tools:\n<tools>\n{listed}\n</tools>\n"
+        "To use one, write its name and arguments so:\n"
+        f'{HERMES.opening}\n{{"name": "...", "{HERMES.arguments}": {{...}}}}\n{HERMES.closing}'
+    )
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
