@@ -199,6 +199,22 @@ def test_later_blocks_begin_with_the_draft_and_full_ones_take_no_forward():
     assert all(tokens[position] == 10 + position for position in kept)
 
 
+def test_a_forward_that_catches_up_with_kept_blocks_stays_within_the_budget():
+    model = Recorder(vocab_size=40, block_length=4)
+    model.shown = []
+    engine = toy_engine(model, token_budget=64)
+    draft = Draft((*range(10, 38), 11, 12), 0.01, "random")
+    requests = [
+        engine.prepare(PROMPT, GenerationParams(max_tokens=41, draft=draft, seed=seed))
+        for seed in range(12)
+    ]
+    engine._run(requests)
+    lengths = [len(shown) for shown in model.shown]
+    assert max(lengths) <= 64
+    # Some block is reached by one forward over all blocks before it.
+    assert max(lengths) > 24
+
+
 MIX: list[dict[str, Any]] = [
     {"draft": Draft(DRAFT, 0.5), "policy": "entropy_bound", "seed": 1},
     {"draft": Draft(DRAFT * 2, 0.3, "random"), "policy": "ancestral", "steps": 9, "seed": 2},
