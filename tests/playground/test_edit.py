@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import httpx
 import pytest
 
 from diffusiongpt.engine import Draft, Engine
 from diffusiongpt.engine.canvas import Hole, Infill
-from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.worker import EngineWorker
 
-from scripted import WORDS, serving, words_in_order, write_frames
+from scripted import DRAFT, WORDS, draft_frames, serving, words_in_order, write_frames
 from tiny_models import write_modernbert
 from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
-DRAFT = "The small cat sat on the warm wall, and slept."
-
-
-def draft_frames() -> list[Frame]:
-    """`DRAFT` word by word; the third and the fourth are redone, and the third is another then."""
-    whole = [(position, word, 0.9, "unmask") for position, word in enumerate(WORDS)]
-    steps = [(whole, ()), ([], (2, 3)), ([(3, " sat", 0.8, "unmask")], ())]
-    steps += [([(2, " dog", 0.6, "unmask")], ())]
-    _, first, second, *rest = write_frames(steps, len(WORDS))
-    frames = [
-        dataclasses.replace(first, step=0),
-        dataclasses.replace(second, step=0),
-        *(dataclasses.replace(each, step=index) for index, each in enumerate(rest, 1)),
-    ]
-    usage = dataclasses.replace(frames[-1].usage, accepted_tokens=11, rejected_tokens=1)
-    return [*frames[:-1], dataclasses.replace(frames[-1], usage=usage)]
 
 
 def test_a_draft_is_refined_and_what_changed_is_marked(stage):
@@ -220,3 +201,20 @@ def test_the_page_refines_as_the_api_does(make_stage, tmp_path):
         kept = answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"]
         expect(stage.page.locator(".meter")).to_contain_text(f"{kept} of ")
     worker.stop()
+
+
+def test_drafts_and_code_can_be_read_by_all(stage, axe):
+    page = stage.page
+    page.emulate_media(reduced_motion="reduce")
+    stage.generator.frames = None
+    stage.generator.texts = [f"```{name}\n{CODE[name][0]}\n```" for name in ("py", "js")]
+    stage.ask("hi")
+    stage.done()
+    stage.generator.frames = draft_frames()
+    page.get_by_role("button", name="Refine a draft").click()
+    page.get_by_label("Instruction").fill("Make it a dog.")
+    stage.ask(DRAFT)
+    stage.done(2)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        stage.expect_accessible(axe)
