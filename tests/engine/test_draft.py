@@ -470,3 +470,44 @@ def test_what_contradicts_a_draft_is_refused_in_a_sentence(fields: dict[str, Any
 def test_a_draft_and_holes_contradict_each_other():
     with pytest.raises(InvalidRequest, match="a draft cannot come with holes"):
         toy_engine(hash_model()).prepare(Infill([1], Hole(2)), GenerationParams(draft=Draft(DRAFT)))
+
+
+def test_a_look_that_fails_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    engine = toy_engine(hash_model())
+    monkeypatch.setattr("diffusiongpt.engine.doubt.look_at", fail)
+    params = GenerationParams(max_tokens=12, seed=1)
+    broken = engine.prepare(PROMPT, params.replace(draft=Draft(DRAFT)))
+    fine = engine.prepare(PROMPT, params)
+    frames = engine._run([broken, fine])
+    assert frames[broken.request_id][-1].finish_reason is FinishReason.ERROR
+    assert "out of memory" in (frames[broken.request_id][-1].error or "")
+    assert frames[fine.request_id][-1].finish_reason is not FinishReason.ERROR
+    assert (engine.num_running, engine.failure) == (0, None)
+
+
+@pytest.mark.parametrize("block_length", [None, 8])
+def test_deterministic_drafts_are_bit_for_bit_the_same_in_company(
+    tmp_path: Path, block_length: int | None
+):
+    folder = write_modernbert(tmp_path, block_length=block_length)
+    engine = Engine.from_pretrained(folder, dtype="float32", deterministic=True)
+    texts = [tuple((7 * at + 11 * n) % (IDS - 6) + 6 for at in range(n)) for n in (30, 17, 24)]
+
+    def run(drafts: Sequence[tuple[int, ...]]) -> list[Any]:
+        requests = [
+            engine.prepare(
+                list(range(10, 21)),
+                GenerationParams(max_tokens=40, draft=Draft(ids, 0.4), seed=len(ids)),
+            )
+            for ids in drafts
+        ]
+        frames = engine._run(requests)
+        return [
+            [(frame.tokens, frame.remasked, frame.committed) for frame in frames[each.request_id]]
+            for each in requests
+        ]
+
+    assert [run([each])[0] for each in texts] == run(texts)
