@@ -23,11 +23,9 @@ from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
-from diffusiongpt.engine.replay import Replay
 
 from tiny_models import VOCAB_SIZE as IDS
 from tiny_models import write_modernbert
-from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from toy_models import (
     CausalHashModel,
     HashModel,
@@ -333,80 +331,6 @@ def test_refining_brings_a_corrupted_draft_towards_the_law():
     assert doubtful < refine(0.3, pick="random") - 0.2 < start
     edited = refine(0.0, edits=EditParams(threshold=0.5, max_rounds=4))
     assert edited - law < 0.5 * (start - law)
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    folder = tmp_path_factory.mktemp("model")
-    section = {
-        "mask_token_id": MASK,
-        "stop_token_ids": [IM_END],
-        "never_emit_token_ids": [0, 2, MASK, DELETE],
-        "can_edit": True,
-    }
-    write_modernbert(folder, vocab_size=VOCAB_SIZE, seed=3, section=section)
-    return Engine.from_pretrained(write_tiny_tokenizer(folder), dtype="float32")
-
-
-TEXT = "the cat sat on the mat and söme ☂ went"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"strength": 0.0},
-        {"strength": 0.2, "pick": "random"},
-        {"edits": EditParams(threshold=0.01), "strength": 0.1},
-        {"edits": EditParams(threshold=0.01), "strength": 0.0, "block_length": 8},
-        {"block_length": 4, "policy": "confidence", "strength": 0.9},
-        {"stop": ("on the", "zz")},
-    ],
-    ids=str,
-)
-def test_frames_begin_with_the_draft_and_their_replay_is_the_content(
-    engine: Engine, fields: dict[str, Any]
-):
-    parts = {name: fields[name] for name in ("strength", "pick") if name in fields}
-    rest = {name: value for name, value in fields.items() if name not in parts}
-    params = GenerationParams(
-        max_tokens=48, draft=Draft(TEXT, **parts), watch=True, seed=4, ignore_eos=True, **rest
-    )
-    frames = list(engine.stream("A story: ", params))
-    replay, content = Replay(), ""
-    for index, frame in enumerate(frames):
-        text = replay.apply(frame.set, frame.unset)
-        content += frame.content
-        if index == 0:
-            assert text == TEXT
-            assert frame.step == 0
-            assert (frame.content, frame.settled) == ("", 0)
-    assert content == replay.text == engine.generate(["A story: "], params)[0].text
-    assert len(frames[1].unset) == len(frames[1].remasked)
-    usage = frames[-1].usage
-    assert usage is not None
-    length = len(engine.encode(TEXT))
-    assert usage.accepted_tokens + usage.rejected_tokens == length
-    if parts.get("strength") == 0.0 and not rest:
-        assert frames[1].content == TEXT
-        assert usage.accepted_tokens == length
-
-
-def test_a_stop_string_or_an_end_within_what_is_kept_ends_it_at_once(engine: Engine):
-    params = GenerationParams(max_tokens=48, draft=Draft(TEXT, 0.0), stop=(" on",), watch=True)
-    frames = list(engine.stream("A story: ", params))
-    assert len(frames) == 2
-    assert "".join(frame.content for frame in frames) == "the cat sat"
-    assert frames[-1].finish_reason is FinishReason.STOP
-    assert frames[-1].usage is not None
-    assert frames[-1].usage.nfe == 0
-    assert frames[-1].usage.rejected_tokens > 0
-    ids = (*engine.encode("the cat"), IM_END, *engine.encode(" sat"))
-    params = GenerationParams(max_tokens=48, draft=Draft(ids, 0.0))
-    done = engine.generate(["A story: "], params)[0]
-    assert (done.text, done.finish_reason, done.usage.nfe) == ("the cat", FinishReason.STOP, 0)
-    assert done.usage.accepted_tokens == len(engine.encode("the cat"))
-    assert engine.num_running == 0
 
 
 def test_a_draft_of_text_needs_a_tokenizer():
