@@ -61,7 +61,7 @@ def look_at(
         looks.append(Corrupted(canvas, left_out, 1.0, first))
     log_prob = torch.zeros(length)
     for batch in within_budget(looks, token_budget):
-        found = token_log_probs(model, head, ids, batch)
+        found = token_log_probs(model, head, ids, batch, request.blocks.causal_block)
         for each, values in zip(batch, found, strict=True):
             log_prob[each.draw :: NUM_LOOKS] = values.cpu()
     return log_prob

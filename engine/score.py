@@ -177,8 +177,9 @@ def _nats_of_draws(
 ) -> Tensor:
     """(draws,) float64: the weighted NLLs of each draw's masked tokens."""
     nats = torch.zeros(draws, dtype=torch.float64)
+    block_length = model.block_length if model.attention == "block_causal" else None
     for batch in within_budget(corrupted, token_budget):
-        found = token_log_probs(model, head, ids, batch)
+        found = token_log_probs(model, head, ids, batch, block_length)
         for each, log_prob in zip(batch, found, strict=True):
             nats[each.draw] += each.weight * -log_prob.sum().item()
     return nats
@@ -200,17 +201,21 @@ def within_budget(corrupted: Sequence[Corrupted], budget: int) -> Iterator[list[
 
 @torch.inference_mode()
 def token_log_probs(
-    model: LoadedModel, head: Head, ids: Tensor, batch: Sequence[Corrupted]
+    model: LoadedModel,
+    head: Head,
+    ids: Tensor,
+    batch: Sequence[Corrupted],
+    block_length: int | None,
 ) -> list[Tensor]:
     """The log-probabilities of each canvas's masked tokens, all canvases in one packed forward.
 
     Args:
         ids: (L,) the tokens that were there before any was masked.
+        block_length: of block-causal attention; None where every position sees all.
     """
     lengths = tuple(len(each.ids) for each in batch)
     packed = torch.cat([each.ids for each in batch])[None]
     positions = torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
-    block_length = model.block_length if model.attention == "block_causal" else None
     hidden = model.backbone(
         packed, positions, AttentionPlan(lengths=lengths, block_length=block_length)
     )

@@ -94,3 +94,20 @@ def test_samples_are_printed_with_their_seeds(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "**20. " in done.stdout
     assert "(seed 20, " in done.stdout
+
+
+def test_refined_drafts_are_told_beside_the_law():
+    done = subprocess.run(
+        [sys.executable, "draft_table.py", "--num", "20", "--only", "0.3"],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines()[2:]]
+    losses = {row[1].strip(): float(row[3].split("±")[0]) for row in rows}
+    assert len(losses) == 4
+    assert losses["the chain itself"] < losses["strength 0.3, random"] < losses["the drafts"]
+    assert losses["strength 0.3, doubtful"] < losses["strength 0.3, random"]

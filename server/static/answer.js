@@ -24,11 +24,13 @@ export class AnswerCard {
   #state = new CanvasState();
   #player = null;
 
-  // `actions`: regenerate(), keepSeed(seed), askAlone(), openSettings(name), and choose() where two stand side by side.
-  constructor(answer, { prompt, segments }, actions, label = null) {
+  // `actions`: regenerate(), keepSeed(seed), askAlone(), refine(text), openSettings(name), and choose() where two stand side by side.
+  constructor(answer, { prompt, segments, draft }, actions, label = null) {
     this.answer = answer;
     this.prompt = prompt;
     this.around = segments ? aroundHoles(segments) : null;
+    // What became of a given text is read off its canvas.
+    this.staysCanvas = Boolean(segments || draft);
     this.actions = actions;
     this.view = new CanvasView({ onPaint: () => this.#afterPaint() });
     this.prose = el("div", { class: "prose" });
@@ -58,6 +60,7 @@ export class AnswerCard {
       this.view.show(this.#state);
     }
     if (chunk.diffusion?.kind === "end") this.answer.summary = chunk.diffusion;
+    if (chunk.usage) this.answer.usage = chunk.usage;
     if (chunk.timings) this.answer.timings = chunk.timings;
     const choice = chunk.choices?.[0];
     const content = choice?.delta?.content ?? choice?.text;
@@ -102,7 +105,7 @@ export class AnswerCard {
     // A canvas that was never filled is shown as it was left, masks and all.
     const wantsCanvas = wantsColours() || answer.status !== "done";
     this.view.root.removeAttribute("aria-hidden");
-    this.#look((wantsCanvas || this.around !== null) && this.#player !== null);
+    this.#look((wantsCanvas || this.staysCanvas) && this.#player !== null);
   }
 
   // An answer's content, or the whole text whose holes were filled.
@@ -136,7 +139,7 @@ export class AnswerCard {
 
   #showMoment(state, isAtEnd) {
     this.view.show(state);
-    const isOver = isAtEnd && !this.around && !wantsColours() && this.answer.status === "done";
+    const isOver = isAtEnd && !this.staysCanvas && !wantsColours() && this.answer.status === "done";
     this.#look(!isOver);
     this.meter.replaceChildren(...spans(isAtEnd ? meterParts(this.answer) : progressParts(state)));
   }
@@ -151,10 +154,11 @@ export class AnswerCard {
     const add = (...tool) => tools.push(iconButton(...tool));
     if (answer.content) tools.push(copyButton(() => this.#text, "Copy the answer"));
     if (answer.status === "done") add("again", "Write it again", actions.regenerate);
-    if (this.#player && !this.around) {
+    if (this.#player && !this.staysCanvas) {
       const isOn = { "aria-pressed": String(wantsColours()) };
       add("colours", "Show how sure each word was", () => this.#toggleColours(), isOn);
     }
+    if (answer.content && answer.status === "done") add("draft", "Refine this text", () => actions.refine(this.#text));
     if (this.#player) add("download", "Save as a page that replays it", () => this.#export());
     if (answer.summary) add("pin", "Keep this seed", () => actions.keepSeed(answer.seed));
     return tools;

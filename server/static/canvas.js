@@ -9,6 +9,10 @@ const MASKS_AHEAD = 40;
 const MAX_BREATHING = 24;
 const MASK_WIDTHS = 5;
 const TINTS = 10;
+// Of a longer canvas, pieces of so many positions break their lines each for itself while it forms:
+// a word that comes moves those of its piece, and what is out of sight waits.
+const LONGEST_WHOLE = 512;
+const PIECE = 128;
 // A canvas whose drawing takes longer than this leaves the page as much time as it took.
 const CHEAP_MS = 6;
 
@@ -61,6 +65,7 @@ export class CanvasView {
       this.#paintCell(position, end);
     }
     this.#window = [state.blockStart, end];
+    this.root.classList.toggle("in-pieces", !state.isEnded && state.length > LONGEST_WHOLE);
     this.onPaint();
   }
 
@@ -76,13 +81,19 @@ export class CanvasView {
   #grow(end) {
     // A cell is a text, the space before its word, and a box. No element around both: the fewer
     // boxes there are, the less it costs to break them into lines.
-    const added = [];
     while (this.#cells.length < end) {
-      const cell = { lead: document.createTextNode(""), box: el("span") };
-      this.#cells.push(cell);
-      added.push(cell.lead, cell.box);
+      const stop = Math.min(end, (Math.floor(this.#cells.length / PIECE) + 1) * PIECE);
+      const isNew = this.#cells.length % PIECE === 0;
+      const piece = isNew ? el("div", { class: "piece" }) : this.root.lastChild;
+      const added = [];
+      while (this.#cells.length < stop) {
+        const cell = { lead: document.createTextNode(""), box: el("span") };
+        this.#cells.push(cell);
+        added.push(cell.lead, cell.box);
+      }
+      piece.append(...added);
+      if (isNew) this.root.append(piece);
     }
-    this.root.append(...added);
   }
 
   #paintCell(position, end) {
@@ -95,6 +106,7 @@ export class CanvasView {
     cell.lead.data = look.lead;
     cell.box.textContent = look.word;
     cell.box.className = look.className;
+    if (cell.box.title !== look.title) cell.box.title = look.title;
   }
 }
 
@@ -112,13 +124,17 @@ function visibleEnd(state) {
 
 function describe(state, position, end) {
   const cell = state.cells.get(position);
-  if (cell === undefined && (state.isEnded || position >= end)) return { key: "", lead: "", word: "", className: "" };
+  if (cell === undefined && (state.isEnded || position >= end)) return { key: "", lead: "", word: "", className: "", title: "" };
   if (cell === undefined) return describeMask(state, position);
   const word = cell.text.trimStart();
   const tint = Math.round((1 - cell.confidence) * TINTS);
-  const className = word === "" ? "" : `word tint-${tint}${cell.isEdit ? " edited" : ""}`;
+  const was = state.draft.get(position);
+  const isChanged = was !== undefined && was !== cell.text;
+  const marks = `${cell.isEdit ? " edited" : ""}${isChanged ? " changed" : ""}`;
+  const className = word === "" ? "" : `word tint-${tint}${marks}`;
   const lead = cell.text.slice(0, cell.text.length - word.length);
-  return { key: `${className}|${cell.text}`, lead, word, className };
+  const title = isChanged && word !== "" ? `was “${was.trim()}”` : "";
+  return { key: `${className}|${cell.text}`, lead, word, className, title };
 }
 
 function describeMask(state, position) {
@@ -129,7 +145,7 @@ function describeMask(state, position) {
   const isBreathing = isNear && (length <= MAX_BREATHING || scatter(position) % length < MAX_BREATHING);
   const beat = isBreathing ? ` breathing beat-${scatter(position) % 4}` : "";
   const className = isNear ? `${width} near${beat}` : width;
-  return { key: className, lead: position === 0 ? "" : " ", word: "", className };
+  return { key: className, lead: position === 0 ? "" : " ", word: "", className, title: "" };
 }
 
 function scatter(position) {

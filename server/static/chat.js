@@ -2,6 +2,7 @@
 import { AnswerCard, newAnswer } from "./answer.js";
 import { ApiError, BrokenStream, Unreachable, streamAnswer } from "./api.js";
 import { el, iconButton } from "./dom.js";
+import { describeDraft } from "./drafts.js";
 import { parseHoles, showHoles } from "./holes.js";
 import { drawSeed, policyOf, toRequest } from "./options.js";
 
@@ -14,7 +15,7 @@ export class Chat {
   #cards = new Map();
   #nodes = new Map();
 
-  // `desk`: root, scroller, settings, connection, pair, and onChange(data), onNewChat(text), openSettings(name).
+  // `desk`: root, scroller, settings, connection, pair, and onChange(data), onNewChat(text), onRefine(text), openSettings(name).
   constructor(desk) {
     Object.assign(this, desk);
     this.model = null;
@@ -46,9 +47,9 @@ export class Chat {
     this.#follow();
   }
 
-  // `segments`: the text is no question but has holes to fill.
-  send(text, segments = null) {
-    const turn = { prompt: text, segments, answers: [], chosen: 0 };
+  // `segments`: the text is no question but has holes to fill; `draft`: it is to be refined so.
+  send(text, { segments = null, draft = null } = {}) {
+    const turn = { prompt: text, segments, draft, answers: [], chosen: 0 };
     this.data.turns.push(turn);
     this.data.title ||= text.slice(0, 80);
     this.#ask(turn, this.#variants());
@@ -71,20 +72,19 @@ export class Chat {
     this.#place(turn);
     this.#isFollowing = true;
     this.#follow();
-    const prompt = turn.segments ? { segments: turn.segments } : { messages: this.#messagesUpTo(turn) };
-    const runs = turn.answers.map((answer) => this.#run(answer, prompt));
+    const runs = turn.answers.map((answer) => this.#run(answer, turn));
     // By the time they end, another chat may be open; what is kept is the one they belong to.
     const { data } = this;
     this.onChange(data);
     Promise.all(runs).then(() => this.onChange(data));
   }
 
-  async #run(answer, prompt) {
+  async #run(answer, turn) {
     const controller = new AbortController();
     const card = this.#cards.get(answer);
     this.#controllers.add(controller);
     try {
-      await this.connection.withKey(() => this.#read(answer, card, prompt, controller.signal));
+      await this.connection.withKey(() => this.#read(answer, card, turn, controller.signal));
       card.finish("done");
     } catch (error) {
       this.connection.report(error);
@@ -94,13 +94,11 @@ export class Chat {
     }
   }
 
-  async #read(answer, card, prompt, signal) {
+  async #read(answer, card, turn, signal) {
     const request = toRequest(answer.values, this.model);
-    const body = { model: this.model.id, ...prompt, stream: true, ...request };
-    // Holes have their own lengths.
-    if (prompt.segments) delete body.max_tokens;
-    const path = prompt.segments ? "v1/infill" : "v1/chat/completions";
-    body.diffusion = { ...request.diffusion, frames: "delta" };
+    const { path, prompt, options } = this.#asked(turn);
+    const body = { model: this.model.id, stream: true, ...request, ...prompt };
+    body.diffusion = { ...request.diffusion, ...options, frames: "delta" };
     const started = performance.now();
     const onHeaders = (headers) => { answer.seed = headers.get("x-diffusiongpt-seed") ?? answer.seed; };
     for await (const chunk of streamAnswer(path, body, { seed: answer.seed, signal, onHeaders })) {
@@ -108,12 +106,24 @@ export class Chat {
     }
   }
 
+  // Where a turn is sent and what is asked there. Holes and drafts have their own lengths.
+  #asked(turn) {
+    const { prompt: input, segments, draft } = turn;
+    if (segments) return { path: "v1/infill", prompt: { segments, max_tokens: undefined } };
+    if (draft) {
+      const { instruction, ...options } = draft;
+      const usage = { stream_options: { include_usage: true }, max_tokens: undefined };
+      return { path: "v1/edits", prompt: { input, instruction, ...usage }, options };
+    }
+    return { path: "v1/chat/completions", prompt: { messages: this.#messagesUpTo(turn) } };
+  }
+
   #messagesUpTo(turn) {
     const { system } = this.settings.values;
     const messages = system ? [{ role: "system", content: system }] : [];
     for (const before of this.data.turns) {
       if (before === turn) break;
-      if (before.segments) continue;
+      if (before.segments || before.draft) continue;
       const { content } = before.answers[before.chosen];
       // A question that got no answer is no part of what the model is told.
       if (content) messages.push({ role: "user", content: before.prompt }, { role: "assistant", content });
@@ -154,6 +164,7 @@ export class Chat {
     const card = new AnswerCard(answer, turn, {
       regenerate: () => this.isRunning || this.#again(turn),
       keepSeed: (seed) => this.settings.set("seed", seed),
+      refine: this.onRefine,
       askAlone: () => this.onNewChat(turn.prompt),
       openSettings: this.openSettings,
       choose: isPair ? () => this.#choose(turn, index) : null,
@@ -174,6 +185,7 @@ export class Chat {
 
   #makeQuestion(turn) {
     const shown = turn.segments ? showHoles(turn.segments) : [turn.prompt];
+    if (turn.draft) shown.push(el("p", { class: "fine", text: describeDraft(turn.draft) }));
     const text = el("div", { class: "asked-text", tabindex: turn.prompt.length > 1500 ? "0" : null }, ...shown);
     const edit = iconButton("pencil", "Edit and send again", () => this.isRunning || question.replaceWith(this.#makeEditor(turn, question)));
     const question = el("div", { class: "asked", role: "group", "aria-label": "Question" }, edit, text);

@@ -33,6 +33,7 @@ const ICONS = {
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   colours: "M4 7h7v4H4zM14 7h6v4h-6zM4 14h4v4H4zM11 14h9v4h-9z",
   hole: "M4 8V6a2 2 0 0 1 2-2h2M16 4h2a2 2 0 0 1 2 2v2M20 16v2a2 2 0 0 1-2 2h-2M8 20H6a2 2 0 0 1-2-2v-2M8 12h8",
+  draft: "M5 4h10l4 4v12H5zM8.5 12h7M8.5 16h4",
   pin: "M9 4h6l-.8 6 3.3 3.5H6.5L9.8 10zM12 13.5V20",
   check: "M5 12.5l4.5 4.5L19 7.5",
 };

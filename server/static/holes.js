@@ -1,13 +1,14 @@
-// A text with holes: written as ⟦8⟧ for eight positions to fill, or made of selected words.
+// A text with holes: written as ⟦8⟧ for eight positions to fill, or ⟦auto⟧ for as many as are
+// likeliest, or made of selected words.
 import { el, icon } from "./dom.js";
 
-const HOLE = /⟦\s*(\d{1,5})\s*⟧/;
+const HOLE = /⟦\s*(\d{1,5}|auto)\s*⟧/;
 const LETTERS_PER_TOKEN = 4;
 const NEW_LENGTH = 8;
 
-// Texts and { mask: length }, in order; null without a hole.
+// Texts and { mask: length or "auto" }, in order; null without a hole.
 export function parseHoles(text) {
-  const segments = text.split(HOLE).map((part, index) => (index % 2 ? { mask: Number(part) } : part));
+  const segments = text.split(HOLE).map((part, index) => (index % 2 ? { mask: part === "auto" ? part : Number(part) } : part));
   return segments.length < 2 ? null : segments.filter((part) => part !== "");
 }
 
@@ -31,8 +32,9 @@ export class HoleMaker {
     this.area = area;
     this.isOn = false;
     root.replaceChildren(
-      el("button", { type: "button", class: "line-button", on: { click: () => this.#dig() } }, icon("hole"), "Make a hole"),
-      el("p", { class: "fine", text: "Select words to fill anew, or write ⟦8⟧ for a hole of 8 positions." }),
+      makeButton("Make a hole", () => this.#dig(false)),
+      makeButton("Find its length", () => this.#dig(true)),
+      el("p", { class: "fine", text: "Select words to fill anew, or write ⟦8⟧ for a hole of 8 positions, ⟦auto⟧ for one that finds its length." }),
     );
   }
 
@@ -42,11 +44,15 @@ export class HoleMaker {
     this.area.placeholder = isOn ? "A text with a hole…" : "Ask for a story…";
   }
 
-  #dig() {
+  #dig(isAutomatic) {
     const { selectionStart: start, selectionEnd: end } = this.area;
     const length = Math.ceil((end - start) / LETTERS_PER_TOKEN) || NEW_LENGTH;
-    this.area.setRangeText(`⟦${length}⟧`, start, end, "end");
+    this.area.setRangeText(`⟦${isAutomatic ? "auto" : length}⟧`, start, end, "end");
     this.area.focus();
     this.area.dispatchEvent(new Event("input"));
   }
+}
+
+function makeButton(text, click) {
+  return el("button", { type: "button", class: "line-button", on: { click } }, icon("hole"), text);
 }

@@ -2,6 +2,7 @@
 import { readModels } from "./api.js";
 import { Chat } from "./chat.js";
 import { Connection } from "./connection.js";
+import { DraftDesk } from "./drafts.js";
 import { el, icon, iconButton, setIcon } from "./dom.js";
 import { History } from "./history.js";
 import { HoleMaker, parseHoles } from "./holes.js";
@@ -19,11 +20,13 @@ const history = new History();
 const connection = new Connection(part("notice"), part("key"), connect);
 const pair = new Pair(part("pair"));
 const holes = new HoleMaker(part("holes"), question);
+const drafts = new DraftDesk(part("draft"), question);
 const settings = new Settings(part("settings"), { onClose: () => openSettings(false), onChange: describeSettings });
 const chat = new Chat({
   root: part("turns"), scroller: part("scroller"), settings, connection, pair,
   onChange: (data) => { save(data); refresh(); },
-  onNewChat: (text) => { newChat(); toggleHoles(false); ask(text); },
+  onNewChat: (text) => { newChat(); setMode(null); ask(text); },
+  onRefine: (text) => { setMode(drafts); write(text); },
   openSettings: (name) => { openSettings(true); settings.point(name); },
 });
 
@@ -46,7 +49,7 @@ function useModel(model, models) {
   const { attention } = model.diffusion;
   // Nothing after a hole is seen by a model that writes block by block.
   part("fill").hidden = attention !== "bidirectional";
-  if (attention !== "bidirectional") toggleHoles(false);
+  if (attention !== "bidirectional" && holes.isOn) setMode(null);
   refresh();
 }
 
@@ -88,7 +91,7 @@ function ask(text) {
     part("hint").textContent = "There is no hole to fill: select words and make one.";
     return false;
   }
-  chat.send(text, segments);
+  chat.send(text, { segments, draft: drafts.isOn ? drafts.draft : null });
   return true;
 }
 
@@ -97,7 +100,7 @@ function refresh() {
   send.classList.toggle("is-stop", chat.isRunning);
   const isEmpty = chat.isEmpty;
   const welcome = document.querySelector(".welcome");
-  if (isEmpty && !welcome) part("scroller").append(makeWelcome((text) => { toggleHoles(false); ask(text); }));
+  if (isEmpty && !welcome) part("scroller").append(makeWelcome((text) => { setMode(null); ask(text); }));
   if (!isEmpty) welcome?.remove();
   describeSettings();
 }
@@ -187,9 +190,19 @@ function togglePair() {
   describeSettings();
 }
 
-function toggleHoles(isOn) {
-  holes.toggle(isOn);
-  part("fill").setAttribute("aria-pressed", String(isOn));
+// What the message box holds: a question (null), a text with holes, or a draft.
+function setMode(mode) {
+  for (const [each, button] of [[holes, "fill"], [drafts, "edit"]]) {
+    if (each !== mode) each.toggle(false);
+    part(button).setAttribute("aria-pressed", String(each === mode));
+  }
+  mode?.toggle(true);
+}
+
+function write(text) {
+  question.value = text;
+  fitQuestion();
+  question.focus();
 }
 
 function showTheme(theme) {
@@ -220,6 +233,7 @@ function escape() {
 part("open-chats").append(icon("menu"));
 part("close-chats").append(icon("close"));
 part("fill").append(icon("hole"), el("span", { text: "Fill holes" }));
+part("edit").append(icon("draft"), el("span", { text: "Refine" }));
 part("compare").append(icon("columns"), el("span", { text: "Side by side" }));
 part("open-settings").append(icon("sliders"), el("span", { text: "Settings" }));
 part("new-chat").prepend(icon("plus"));
@@ -228,7 +242,8 @@ part("close-chats").addEventListener("click", () => openChats(false));
 part("new-chat").addEventListener("click", newChat);
 part("compare").addEventListener("click", togglePair);
 part("open-settings").addEventListener("click", () => openSettings(part("settings").hidden));
-part("fill").addEventListener("click", () => toggleHoles(!holes.isOn));
+part("fill").addEventListener("click", () => setMode(holes.isOn ? null : holes));
+part("edit").addEventListener("click", () => setMode(drafts.isOn ? null : drafts));
 part("theme").addEventListener("click", () => showTheme(nextTheme()));
 part("shade").addEventListener("click", () => { openChats(false); if (!part("settings").hidden) openSettings(false); });
 document.addEventListener("keydown", onKey);

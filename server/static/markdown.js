@@ -1,6 +1,7 @@
 // A small Markdown that builds nodes. Everything a model writes stays text: no HTML, no images,
 // and links show where they lead instead of leading there.
 import { el } from "./dom.js";
+import { highlight } from "./highlight.js";
 
 const FENCE = /^(`{3,}|~{3,})\s*([\w+-]*)/;
 const HEADING = /^(#{1,6}) +(\S.*)$/;
@@ -51,7 +52,8 @@ function isTableLine(line) {
 function renderFence(lines, index, [, mark, language]) {
   let end = index + 1;
   while (end < lines.length && !lines[end].startsWith(mark)) end += 1;
-  const code = el("code", { text: lines.slice(index + 1, end).join("\n"), "data-language": language || null });
+  const text = lines.slice(index + 1, end).join("\n");
+  const code = el("code", { "data-language": language || null }, ...highlight(text, language));
   return [el("pre", { tabindex: "0", role: "region", "aria-label": `Code ${language}`.trim() }, code), end + 1];
 }
 

@@ -7,6 +7,8 @@ export function meterParts(answer) {
   if (timings) parts.push(`${round(timings.predicted_per_second)} tokens/s`);
   parts.push(`${summary.nfe} NFE`, `${summary.tokens_per_forward.toFixed(2)} tokens per forward`);
   if (timings) parts.push(spellSeconds(timings.predicted_ms / 1000));
+  const { accepted_prediction_tokens: kept = 0, rejected_prediction_tokens: lost = 0 } = answer.usage?.completion_tokens_details ?? {};
+  if (kept + lost) parts.push(`${kept} of ${kept + lost} tokens kept`);
   parts.push(summary.policy ?? answer.policy, `seed ${answer.seed}`);
   return parts;
 }

@@ -50,6 +50,8 @@ export const OPTIONS = [
     about: "0 takes the likeliest word; more is more varied." },
   { name: "top_p", label: "Top-p", group: "Drawing", kind: "real", min: 0.05, max: 1, step: 0.05, place: "top",
     about: "Draw only from the likeliest words, up to this share of probability." },
+  { name: "top_k", label: "Top-k", group: "Drawing", kind: "integer", min: 0, place: "top",
+    about: "Draw only from so many of the likeliest words; 0 is off." },
   { name: "max_tokens", label: "Max tokens", group: "Drawing", kind: "integer", min: 1, place: "top",
     about: "Length of the canvas: the longest that the answer can be." },
   { name: "seed", label: "Seed", group: "Drawing", kind: "digits", place: null,

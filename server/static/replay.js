@@ -24,11 +24,13 @@ export class CanvasState {
     Object.assign(this, { length: 0, blockLength: 0, block: 0, blockStart: 0, step: 0, steps: 0 });
     Object.assign(this, { masked: 0, settled: 0, isEnded: false, end: 0, firstMasked: 0 });
     this.cells = new Map();
+    this.draft = new Map();
     this.#isAllDirty = true;
   }
 
   apply(event) {
     if (event.kind === "begin") this.#begin(event);
+    if (event.kind === "frame" && event.step === 0 && this.#isBlank) this.#beginWith(event.set ?? []);
     if (event.block > this.block) this.#enterBlock(event.block);
     if (event.kind === "keyframe") this.#forget();
     for (const [position, text, confidence, kind] of event.set ?? []) {
@@ -47,6 +49,8 @@ export class CanvasState {
     if (event.settled !== undefined) this.settled = event.settled;
     if (event.kind === "end") this.#finish();
     while (this.cells.has(this.firstMasked)) this.firstMasked += 1;
+    // A draft may have filled the blocks before the one that is begun with.
+    if (event.step === 0) this.blockStart = this.firstMasked;
   }
 
   // Positions to draw again, or null for all of them.
@@ -70,6 +74,15 @@ export class CanvasState {
     this.clear();
     this.length = event.length;
     this.blockLength = event.block_length;
+  }
+
+  get #isBlank() {
+    return this.cells.size === 0 && this.draft.size === 0;
+  }
+
+  // What is set before the first step is a draft; words that differ from it later have changed.
+  #beginWith(set) {
+    this.draft = new Map(set.map(([position, text]) => [position, text]));
   }
 
   // Blocks of a block-causal model count from the prompt's start, so where one begins is seen

@@ -23,11 +23,9 @@ from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
-from diffusiongpt.engine.replay import Replay
 
 from tiny_models import VOCAB_SIZE as IDS
 from tiny_models import write_modernbert
-from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from toy_models import (
     CausalHashModel,
     HashModel,
@@ -199,6 +197,22 @@ def test_later_blocks_begin_with_the_draft_and_full_ones_take_no_forward():
     assert all(tokens[position] == 10 + position for position in kept)
 
 
+def test_a_forward_that_catches_up_with_kept_blocks_stays_within_the_budget():
+    model = Recorder(vocab_size=40, block_length=4)
+    model.shown = []
+    engine = toy_engine(model, token_budget=64)
+    draft = Draft((*range(10, 38), 11, 12), 0.01, "random")
+    requests = [
+        engine.prepare(PROMPT, GenerationParams(max_tokens=41, draft=draft, seed=seed))
+        for seed in range(12)
+    ]
+    engine._run(requests)
+    lengths = [len(shown) for shown in model.shown]
+    assert max(lengths) <= 64
+    # Some block is reached by one forward over all blocks before it.
+    assert max(lengths) > 24
+
+
 MIX: list[dict[str, Any]] = [
     {"draft": Draft(DRAFT, 0.5), "policy": "entropy_bound", "seed": 1},
     {"draft": Draft(DRAFT * 2, 0.3, "random"), "policy": "ancestral", "steps": 9, "seed": 2},
@@ -319,80 +333,6 @@ def test_refining_brings_a_corrupted_draft_towards_the_law():
     assert edited - law < 0.5 * (start - law)
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    folder = tmp_path_factory.mktemp("model")
-    section = {
-        "mask_token_id": MASK,
-        "stop_token_ids": [IM_END],
-        "never_emit_token_ids": [0, 2, MASK, DELETE],
-        "can_edit": True,
-    }
-    write_modernbert(folder, vocab_size=VOCAB_SIZE, seed=3, section=section)
-    return Engine.from_pretrained(write_tiny_tokenizer(folder), dtype="float32")
-
-
-TEXT = "the cat sat on the mat and söme ☂ went"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"strength": 0.0},
-        {"strength": 0.2, "pick": "random"},
-        {"edits": EditParams(threshold=0.01), "strength": 0.1},
-        {"edits": EditParams(threshold=0.01), "strength": 0.0, "block_length": 8},
-        {"block_length": 4, "policy": "confidence", "strength": 0.9},
-        {"stop": ("on the", "zz")},
-    ],
-    ids=str,
-)
-def test_frames_begin_with_the_draft_and_their_replay_is_the_content(
-    engine: Engine, fields: dict[str, Any]
-):
-    parts = {name: fields[name] for name in ("strength", "pick") if name in fields}
-    rest = {name: value for name, value in fields.items() if name not in parts}
-    params = GenerationParams(
-        max_tokens=48, draft=Draft(TEXT, **parts), watch=True, seed=4, ignore_eos=True, **rest
-    )
-    frames = list(engine.stream("A story: ", params))
-    replay, content = Replay(), ""
-    for index, frame in enumerate(frames):
-        text = replay.apply(frame.set, frame.unset)
-        content += frame.content
-        if index == 0:
-            assert text == TEXT
-            assert frame.step == 0
-            assert (frame.content, frame.settled) == ("", 0)
-    assert content == replay.text == engine.generate(["A story: "], params)[0].text
-    assert len(frames[1].unset) == len(frames[1].remasked)
-    usage = frames[-1].usage
-    assert usage is not None
-    length = len(engine.encode(TEXT))
-    assert usage.accepted_tokens + usage.rejected_tokens == length
-    if parts.get("strength") == 0.0 and not rest:
-        assert frames[1].content == TEXT
-        assert usage.accepted_tokens == length
-
-
-def test_a_stop_string_or_an_end_within_what_is_kept_ends_it_at_once(engine: Engine):
-    params = GenerationParams(max_tokens=48, draft=Draft(TEXT, 0.0), stop=(" on",), watch=True)
-    frames = list(engine.stream("A story: ", params))
-    assert len(frames) == 2
-    assert "".join(frame.content for frame in frames) == "the cat sat"
-    assert frames[-1].finish_reason is FinishReason.STOP
-    assert frames[-1].usage is not None
-    assert frames[-1].usage.nfe == 0
-    assert frames[-1].usage.rejected_tokens > 0
-    ids = (*engine.encode("the cat"), IM_END, *engine.encode(" sat"))
-    params = GenerationParams(max_tokens=48, draft=Draft(ids, 0.0))
-    done = engine.generate(["A story: "], params)[0]
-    assert (done.text, done.finish_reason, done.usage.nfe) == ("the cat", FinishReason.STOP, 0)
-    assert done.usage.accepted_tokens == len(engine.encode("the cat"))
-    assert engine.num_running == 0
-
-
 def test_a_draft_of_text_needs_a_tokenizer():
     with pytest.raises(InvalidRequest, match=r"has no tokenizer\.json"):
         refined(hash_model(), Draft("text"))
@@ -454,3 +394,44 @@ def test_what_contradicts_a_draft_is_refused_in_a_sentence(fields: dict[str, Any
 def test_a_draft_and_holes_contradict_each_other():
     with pytest.raises(InvalidRequest, match="a draft cannot come with holes"):
         toy_engine(hash_model()).prepare(Infill([1], Hole(2)), GenerationParams(draft=Draft(DRAFT)))
+
+
+def test_a_look_that_fails_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    engine = toy_engine(hash_model())
+    monkeypatch.setattr("diffusiongpt.engine.doubt.look_at", fail)
+    params = GenerationParams(max_tokens=12, seed=1)
+    broken = engine.prepare(PROMPT, params.replace(draft=Draft(DRAFT)))
+    fine = engine.prepare(PROMPT, params)
+    frames = engine._run([broken, fine])
+    assert frames[broken.request_id][-1].finish_reason is FinishReason.ERROR
+    assert "out of memory" in (frames[broken.request_id][-1].error or "")
+    assert frames[fine.request_id][-1].finish_reason is not FinishReason.ERROR
+    assert (engine.num_running, engine.failure) == (0, None)
+
+
+@pytest.mark.parametrize("block_length", [None, 8])
+def test_deterministic_drafts_are_bit_for_bit_the_same_in_company(
+    tmp_path: Path, block_length: int | None
+):
+    folder = write_modernbert(tmp_path, block_length=block_length)
+    engine = Engine.from_pretrained(folder, dtype="float32", deterministic=True)
+    texts = [tuple((7 * at + 11 * n) % (IDS - 6) + 6 for at in range(n)) for n in (30, 17, 24)]
+
+    def run(drafts: Sequence[tuple[int, ...]]) -> list[Any]:
+        requests = [
+            engine.prepare(
+                list(range(10, 21)),
+                GenerationParams(max_tokens=40, draft=Draft(ids, 0.4), seed=len(ids)),
+            )
+            for ids in drafts
+        ]
+        frames = engine._run(requests)
+        return [
+            [(frame.tokens, frame.remasked, frame.committed) for frame in frames[each.request_id]]
+            for each in requests
+        ]
+
+    assert [run([each])[0] for each in texts] == run(texts)

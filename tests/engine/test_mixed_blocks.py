@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from diffusiongpt.engine import Engine, GenerationParams, Hole, Infill, InvalidRequest, LoadError
+from diffusiongpt.engine import (
+    Draft,
+    Engine,
+    GenerationParams,
+    Hole,
+    Infill,
+    InvalidRequest,
+    LoadError,
+)
 from diffusiongpt.engine.attention import AttentionPlan
 
 from tiny_models import CONTEXT_LENGTH, write_modernbert
@@ -47,6 +55,18 @@ def test_each_block_length_is_the_model_that_has_it_alone(mixed, singles, block_
     expected = singles[4 if block_length is None else block_length].generate([PROMPT], asked(None))
     assert got.token_ids == expected[0].token_ids
     assert got.usage.nfe == expected[0].usage.nfe
+
+
+@pytest.mark.parametrize("block_length", [4, 16, 0])
+def test_a_draft_is_doubted_and_refined_with_the_block_length_asked_for(
+    mixed, singles, block_length
+):
+    draft = Draft(tuple(6 + 11 * index % 80 for index in range(30)), 0.3)
+    got = mixed.generate([PROMPT], asked(block_length, draft=draft))[0]
+    expected = singles[block_length].generate([PROMPT], asked(None, draft=draft))[0]
+    assert got.token_ids == expected.token_ids
+    assert got.usage.accepted_tokens == expected.usage.accepted_tokens
+    assert got.usage.nfe == expected.usage.nfe
 
 
 def test_block_lengths_share_a_batch_and_change_nothing_for_each_other(mixed):

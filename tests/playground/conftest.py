@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,6 +80,20 @@ class Stage:
     def shoot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+    def expect_accessible(self, axe: str) -> None:
+        """Let axe-core look at the page as it stands."""
+        found = self.page.evaluate(f"() => {{ {axe}; return axe.run(document); }}")
+        serious = [
+            (
+                each["id"],
+                [node["target"] for node in each["nodes"]],
+                each["nodes"][0]["failureSummary"],
+            )
+            for each in found["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert not serious, json.dumps(serious, indent=1)
 
     def check(self) -> None:
         refusals = ("Failed to load resource", "net::ERR")

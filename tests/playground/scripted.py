@@ -42,6 +42,7 @@ WORDS = [
 ]
 ORDER = [2, 7, 0, 11, 5, 3, 9, 1, 4, 8, 10, 6]
 TEXT = "".join(WORDS)
+DRAFT = "The small cat sat on the warm wall, and slept."
 # (step's changes, positions that are masked again); all positions unset at first.
 Step = tuple[Sequence[tuple[int, str, float, str]], Sequence[int]]
 
@@ -83,6 +84,21 @@ def words_in_order(words: Sequence[str], order: Sequence[int], batch: int = 1) -
         for start in range(0, len(order), batch)
         for some in [order[start : start + batch]]
     ]
+
+
+def draft_frames() -> list[Frame]:
+    """`DRAFT` word by word; the third and the fourth are redone, and the third is another then."""
+    whole = [(position, word, 0.9, "unmask") for position, word in enumerate(WORDS)]
+    steps = [(whole, ()), ([], (2, 3)), ([(3, " sat", 0.8, "unmask")], ())]
+    steps += [([(2, " dog", 0.6, "unmask")], ())]
+    _, first, second, *rest = write_frames(steps, len(WORDS))
+    frames = [
+        dataclasses.replace(first, step=0),
+        dataclasses.replace(second, step=0),
+        *(dataclasses.replace(each, step=index) for index, each in enumerate(rest, 1)),
+    ]
+    usage = dataclasses.replace(frames[-1].usage, accepted_tokens=11, rejected_tokens=1)
+    return [*frames[:-1], dataclasses.replace(frames[-1], usage=usage)]
 
 
 class HeldGeneration(FakeGeneration):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import threading
@@ -16,12 +17,13 @@ import pytest
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from diffusiongpt.engine.draft import Draft
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.run import DrainingServer
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
 
-from fakes import FakeGenerator
+from fakes import FakeGenerator, shuffled_frames
 
 TEXT = "Grüße, 世界 🎈!"
 ASK = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
@@ -165,6 +167,31 @@ def test_the_openai_client_posts_infills_and_fill_in_the_middle():
         body = {"model": "fake", "prompt": "a", "suffix": "b"}
         answer = client.post("/fim/completions", body=body, cast_to=openai.types.Completion)
         assert answer.choices[0].text == TEXT
+
+
+def test_the_openai_client_sends_predictions_and_reads_what_became_of_them():
+    frames = shuffled_frames(TEXT)
+    usage = dataclasses.replace(frames[-1].usage, accepted_tokens=4, rejected_tokens=2)
+    frames[-1] = dataclasses.replace(frames[-1], usage=usage)
+    generator = FakeGenerator(frames=frames)
+    with (
+        serving(generator) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        answer = client.chat.completions.create(
+            model="fake",
+            messages=[{"role": "user", "content": "hi"}],
+            prediction={"type": "content", "content": "a text"},
+            extra_body={"diffusion": {"strength": 0.2}},
+        )
+        details = answer.usage.completion_tokens_details
+        assert details.accepted_prediction_tokens == 4
+        assert details.rejected_prediction_tokens == 2
+        body = {"model": "fake", "input": "a text", "instruction": "Make it good."}
+        edit = client.post("/edits", body=body, cast_to=openai.types.Completion)
+        assert edit.choices[0].text == TEXT
+    prediction, draft = (each.params.draft for each in generator.generations)
+    assert (prediction, draft) == (Draft("a text", 0.2), Draft("a text"))
 
 
 def test_the_openai_client_reads_text_completions(client: openai.OpenAI):

@@ -1,0 +1,220 @@
+"""The playground refines drafts, finds the lengths of holes, and colours code."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from diffusiongpt.engine import Draft, Engine
+from diffusiongpt.engine.canvas import Hole, Infill
+from diffusiongpt.engine.worker import EngineWorker
+
+from scripted import DRAFT, WORDS, draft_frames, serving, words_in_order, write_frames
+from tiny_models import write_modernbert
+from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+
+def test_a_draft_is_refined_and_what_changed_is_marked(stage):
+    page = stage.page
+    stage.generator.frames = draft_frames()
+    stage.generator.hold_at = 3
+    page.get_by_role("button", name="Refine a draft").click()
+    page.get_by_label("Strength").fill("25")
+    expect(page.locator(".share")).to_have_text("25 %")
+    page.get_by_label("Which words").select_option("random")
+    stage.ask(DRAFT)
+    expect(page.locator(".mask")).to_have_count(1)
+    expect(page.locator(".word")).to_have_count(len(WORDS) - 1)
+    stage.shoot("refining")
+    stage.generator.gate.set()
+    stage.done()
+    params = stage.generator.generations[0].params
+    assert params.draft == Draft(DRAFT, 0.25, "random")
+    assert params.max_tokens == len(DRAFT)
+    expect(page.locator(".word.changed")).to_have_text("dog")
+    expect(page.locator(".word.changed")).to_have_attribute("title", "was “cat”")
+    expect(page.locator(".meter")).to_contain_text("11 of 12 tokens kept")
+    expect(page.locator(".asked-text")).to_contain_text("25 % anew, random words")
+    stage.shoot("refined")
+    slider = page.get_by_label("Step", exact=True)
+    slider.fill("1")
+    assert stage.filled_text(DRAFT) == DRAFT
+    expect(page.locator(".word.changed")).to_have_count(0)
+    slider.fill("2")
+    expect(page.locator(".mask")).to_have_count(2)
+    # What came of it is the next draft, and none of it is part of a chat.
+    page.get_by_label("Refine this text").click()
+    expect(page.get_by_label("Message", exact=True)).to_have_value(DRAFT.replace("cat", "dog"))
+    page.get_by_role("button", name="Refine a draft").click()
+    stage.generator.frames = None
+    stage.ask("hi")
+    stage.done(2)
+    assert [m["content"] for m in stage.generator.messages] == ["hi"]
+
+
+def test_an_instruction_goes_with_the_draft_and_is_kept_with_it(stage):
+    page = stage.page
+    stage.generator.frames = draft_frames()
+    page.get_by_role("button", name="Refine a draft").click()
+    page.get_by_label("Instruction").fill("Make it a dog.")
+    stage.ask(DRAFT)
+    stage.done()
+    assert stage.generator.messages == [{"role": "user", "content": f"Make it a dog.\n\n{DRAFT}"}]
+    page.get_by_label("Write it again").click()
+    stage.done()
+    assert [each.params.draft for each in stage.generator.generations] == [Draft(DRAFT)] * 2
+    page.reload()
+    page.locator("#chat-list .entry").click()
+    expect(page.locator(".word.changed")).to_have_text("dog")
+    expect(page.locator(".asked-text")).to_contain_text("Make it a dog. · 50 % anew")
+
+
+def test_a_refusal_of_a_draft_is_said(stage):
+    page = stage.page
+    stage.expects_refusals = True
+    page.get_by_role("button", name="Refine a draft").click()
+    stage.ask("x" * 4200)
+    expect(page.locator(".trouble")).to_contain_text("Max_tokens must be in 1..4096, got 4200.")
+
+
+def test_holes_and_drafts_take_turns(stage):
+    page = stage.page
+    fill = page.get_by_role("button", name="Fill holes")
+    refine = page.get_by_role("button", name="Refine a draft")
+    fill.click()
+    refine.click()
+    expect(fill).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#holes")).to_be_hidden()
+    expect(page.locator("#draft")).to_be_visible()
+    fill.click()
+    expect(refine).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#draft")).to_be_hidden()
+
+
+def test_a_hole_finds_its_length(stage):
+    page = stage.page
+    page.get_by_role("button", name="Fill holes").click()
+    area = page.get_by_label("Message", exact=True)
+    area.fill("Once a cat sat on the wall.")
+    area.evaluate("area => area.setSelectionRange(7, 14)")
+    page.get_by_role("button", name="Find its length").click()
+    expect(area).to_have_value("Once a ⟦auto⟧ on the wall.")
+    stage.generator.frames = write_frames(words_in_order(["dog", " ran"], [1, 0]), 2)
+    page.keyboard.press("Enter")
+    stage.done()
+    lengths = [prompt.parts[1] for prompt in stage.generator.prompts]
+    assert stage.generator.prompts[0].parts[::2] == ("Once a ", " on the wall.")
+    assert lengths == [Hole(4), Hole(8), Hole(16), Hole(32)]
+    assert isinstance(stage.generator.prompts[0], Infill)
+    expect(page.locator(".hole")).to_have_text("auto")
+    expect(page.locator(".passage")).to_have_text("Once a dog ran on the wall.")
+
+
+CODE = {
+    "py": ('def f(x):  # two\n    return "a # b" + 0x1F', ["def", "return"], "# two"),
+    "js": ("const a = 'b//c'; /* d\ne */ return 1.5e3", ["const", "return"], "/* d\ne */"),
+    "sql": ("SELECT 'a' FROM t -- all\nWHERE n = 3", ["SELECT", "FROM", "WHERE"], "-- all"),
+}
+
+
+def test_code_is_coloured_and_stays_what_it_is(stage):
+    stage.generator.frames = None
+    fenced = [f"```{language}\n{code}\n```" for language, (code, *_) in CODE.items()]
+    stage.generator.texts = ["\n\n".join(fenced)]
+    stage.ask("hi")
+    stage.done()
+    for index, (code, keywords, comment) in enumerate(CODE.values()):
+        block = stage.page.locator(".prose pre code").nth(index)
+        expect(block).to_have_text(code)
+        expect(block.locator(".code-keyword")).to_have_text(keywords)
+        expect(block.locator(".code-comment")).to_have_text(comment)
+        expect(block.locator(".code-string")).to_have_count(1)
+        expect(block.locator(".code-number")).to_have_count(1)
+    stage.shoot("code")
+
+
+# Each made for a search that would try everything at every place, or for a careless parser.
+TEDIOUS = [
+    "'",
+    '"',
+    "`",
+    "\\",
+    "'''",
+    "/*",
+    "*/",
+    "#",
+    "--",
+    "0",
+    "1_",
+    "a",
+    "é",
+    "<b>",
+    "'\\",
+    "0x",
+]
+
+
+def test_no_code_is_lost_or_takes_long(stage):
+    seconds, wrong = stage.page.evaluate(
+        """async (parts) => {
+            const { highlight } = await import("./static/highlight.js");
+            const start = performance.now();
+            const wrong = [];
+            for (const language of ["py", "js", "sql", "none"]) for (const part of parts) {
+                const text = part.repeat(20000 / part.length) + "\\nx";
+                const node = document.createElement("div");
+                node.append(...highlight(text, language));
+                const isWhole = node.textContent === text && !node.querySelector(":not(span)");
+                if (!isWhole) wrong.push([language, part]);
+            }
+            return [(performance.now() - start) / 1000, wrong];
+        }""",
+        TEDIOUS,
+    )
+    assert not wrong
+    # A fraction of a second on a quiet machine.
+    assert seconds < 30
+
+
+def test_the_page_refines_as_the_api_does(make_stage, tmp_path):
+    section = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [MASK]}
+    write_modernbert(tmp_path, block_length=4, vocab_size=VOCAB_SIZE, section=section)
+    worker = EngineWorker(
+        Engine.from_pretrained(write_tiny_tokenizer(tmp_path), dtype="float32", name="tiny")
+    )
+    worker.start()
+    with serving(worker) as url:
+        stage = make_stage(url)
+        expect(stage.page.locator("#model strong")).to_have_text("tiny")
+        stage.page.get_by_role("button", name="Settings").click()
+        stage.page.get_by_label("Seed", exact=True).fill("5")
+        stage.page.get_by_role("button", name="Refine a draft").click()
+        stage.ask("the cat sat on the mat")
+        stage.done()
+        ask = {"model": "tiny", "input": "the cat sat on the mat", "seed": 5}
+        answer = httpx.post(f"{url}/v1/edits", json=ask, timeout=60).json()
+        text = answer["choices"][0]["text"]
+        assert stage.filled_text(text) == text
+        kept = answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"]
+        expect(stage.page.locator(".meter")).to_contain_text(f"{kept} of ")
+    worker.stop()
+
+
+def test_drafts_and_code_can_be_read_by_all(stage, axe):
+    page = stage.page
+    page.emulate_media(reduced_motion="reduce")
+    stage.generator.frames = None
+    stage.generator.texts = [f"```{name}\n{CODE[name][0]}\n```" for name in ("py", "js")]
+    stage.ask("hi")
+    stage.done()
+    stage.generator.frames = draft_frames()
+    page.get_by_role("button", name="Refine a draft").click()
+    page.get_by_label("Instruction").fill("Make it a dog.")
+    stage.ask(DRAFT)
+    stage.done(2)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        stage.expect_accessible(axe)
