@@ -34,7 +34,7 @@ def _above(low: float, high: float) -> Json:
 
 
 _STOP: Json = {"minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
-# By field, then by the type of value that is bounded.
+# By field (of one schema, where its name alone says too little), then by the type of value that is bounded.
 BOUNDS: dict[str, dict[str, Json]] = {
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
     "temperature": {"number": _between(0, 2)},
@@ -75,6 +75,8 @@ BOUNDS: dict[str, dict[str, Json]] = {
     "position_bias": {"number": _between(0)},
     "remask": {"number": _above(0, 1)},
     "gap": {"integer": _between(1)},
+    "strength": {"number": _between(0, 1)},
+    "TextPart.type": {"string": {"enum": ["text"]}},
     "mask": {"integer": _between(1)},
 }
 
@@ -82,5 +84,6 @@ BOUNDS: dict[str, dict[str, Json]] = {
 def state_bounds(schema: Json) -> None:
     """Write the bounds into an object schema's properties, each beside its type."""
     for name, prop in schema.get("properties", {}).items():
+        bounds = BOUNDS.get(f"{schema.get('title')}.{name}", BOUNDS.get(name, {}))
         for variant in prop.get("anyOf", [prop]):
-            variant |= BOUNDS.get(name, {}).get(variant.get("type"), {})
+            variant |= bounds.get(variant.get("type"), {})

@@ -214,6 +214,7 @@ GOOD: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}], "logprobs": True},
     TEXT: {"prompt": "a"},
     "/v1/infill": {"segments": ["a", {"mask": 2}]},
+    "/v1/edits": {"input": "a draft"},
 }
 
 
@@ -227,7 +228,7 @@ def wrong_values(bounds: dict[str, dict[str, Any]]) -> list[Any]:
         ("integer", "maximum"): lambda limit: limit + 1,
         ("string", "minLength"): lambda limit: "x" * (limit - 1),
         ("string", "maxLength"): lambda limit: "x" * (limit + 1),
-        ("string", "enum"): lambda known: "".join(known),
+        ("string", "enum"): lambda known: f"un{known[0]}",
         ("array", "minItems"): lambda limit: ["x"] * (limit - 1),
         ("array", "maxItems"): lambda limit: ["x"] * (limit + 1),
         ("array", "items"): lambda item: [""],
@@ -256,6 +257,9 @@ def place(path: str, name: str, value: Any) -> dict[str, Any] | None:
     components = APP.openapi()["components"]["schemas"]
     if name in components[ROUTES[path].request.__name__]["properties"]:
         return {**GOOD[path], name: value}
+    if name == "TextPart.type":
+        parts = [{"type": value, "text": "hi"}]
+        return {"messages": [{"role": "user", "content": parts}]} if path == CHAT else None
     if name == "mask":
         return {"segments": ["a", {"mask": value}]} if path == "/v1/infill" else None
     if name in components["DiffusionOptions"]["properties"]:
