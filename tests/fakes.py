@@ -174,6 +174,8 @@ class FakeGenerator:
         return list(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
+        if not all(0 <= each < 256 for each in token_ids):
+            raise InvalidRequest("the prompt must have token ids in 0..255", "prompt")
         return bytes(token_ids).decode(errors="replace")
 
     def compile(self, constraint: Constraint) -> None:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from diffusiongpt.server.answers import ErrorEnvelope
 from diffusiongpt.server.app import create_app
-from diffusiongpt.server.openapi import READS, ROUTES
+from diffusiongpt.server.openapi import READS, REPORTS, ROUTES
 from diffusiongpt.server.settings import Settings
 
 from fakes import FakeGenerator
@@ -92,5 +92,5 @@ def test_refusals_are_as_described(client: TestClient, path: str):
 
 
 def test_what_is_read_is_as_described(client: TestClient):
-    for path, model in READS.items():
+    for path, model in {**READS, **REPORTS}.items():
         model.model_validate_json(client.get(path.format(model="fake")).text)
