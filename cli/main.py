@@ -250,6 +250,12 @@ def convert(context: typer.Context) -> None:
     run_training("convert", context.args)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep(context: typer.Context) -> None:
+    """Search for the best configuration: SWEEP.yaml --trials N --workers N --storage URL."""
+    run_training("sweep", context.args)
+
+
 def run_training(command: str, arguments: list[str]) -> None:
     """Hand a command over to the training package."""
     from diffusiongpt.training.__main__ import main

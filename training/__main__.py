@@ -9,6 +9,7 @@ eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N] [--block_len
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
 convert    SOURCE OUT       a pretrained encoder or decoder, made ready for `train`
+sweep      SWEEP.yaml       --trials N --workers N --storage URL --key value ...
 """
 
 from __future__ import annotations
@@ -172,6 +173,22 @@ def _convert(arguments: list[str]) -> None:
     _say(f"wrote {convert(options.source, options.folder)}")
 
 
+def _sweep(arguments: list[str]) -> None:
+    from diffusiongpt.training.space import load_sweep
+    from diffusiongpt.training.sweep import sweep, work
+
+    if not arguments or arguments[0].startswith("--"):
+        raise ConfigError("sweep needs its file: sweep SWEEP.yaml --key value")
+    is_worker = "--worker" in arguments  # how a sweep starts its other processes
+    rest = [each for each in arguments if each != "--worker"]
+    config = load_sweep(rest[0], rest[1:])
+    if is_worker:
+        work(config)
+        return
+    for line in sweep(config, rest):
+        _say(line)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer": _tokenizer,
     "train": _train,
@@ -180,6 +197,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ngram": _ngram,
     "export": _export,
     "convert": _convert,
+    "sweep": _sweep,
 }
 
 
