@@ -256,6 +256,12 @@ def sweep(context: typer.Context) -> None:
     run_training("sweep", context.args)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def push(context: typer.Context) -> None:
+    """Send an exported folder to the hub: FOLDER OWNER/NAME --dry-run --private."""
+    run_training("push", context.args)
+
+
 def run_training(command: str, arguments: list[str]) -> None:
     """Hand a command over to the training package."""
     from diffusiongpt.training.__main__ import main

@@ -4,11 +4,13 @@ tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
 train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
            --dry-run        says what the run costs; --explain-batch[=STEP] shows one batch
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N] [--block_length N]
+           --record             into the folder's figures and model card
            --against FOLDER...  a table of several models on the same rows
            --endings --infill --curve --fit FILE...   [--max_tokens N] [--count N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
 convert    SOURCE OUT       a pretrained encoder or decoder, made ready for `train`
+push       FOLDER OWNER/NAME [--private] [--dry-run]   to the hub
 sweep      SWEEP.yaml       --trials N --workers N --storage URL --key value ...
 """
 
@@ -83,6 +85,7 @@ def _tokenizer(arguments: list[str]) -> None:
 
 
 def _eval(arguments: list[str]) -> None:
+    from diffusiongpt.training.card import record_bound
     from diffusiongpt.training.judge import compare, evaluate, judge_generation
 
     parser = _parser("eval")
@@ -93,6 +96,7 @@ def _eval(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--block_length", type=int)
     parser.add_argument("--against", nargs="+", default=[])
+    parser.add_argument("--record", action="store_true")
     for wish in ("endings", "infill", "curve"):
         parser.add_argument(f"--{wish}", action="append_const", dest="wishes", const=wish)
     parser.add_argument("--fit", nargs="+", default=[])
@@ -131,6 +135,8 @@ def _eval(arguments: list[str]) -> None:
             options.block_length,
         )
         _say(f"{name}: {bounds[name]}")
+        if options.record:
+            record_bound(options.folder, name, bounds[name], options.block_length)
 
 
 def _ngram(arguments: list[str]) -> None:
@@ -189,6 +195,21 @@ def _sweep(arguments: list[str]) -> None:
         _say(line)
 
 
+def _push(arguments: list[str]) -> None:
+    from diffusiongpt.training.publish import push
+
+    parser = argparse.ArgumentParser(prog="diffusiongpt.training push")
+    parser.add_argument("folder")
+    parser.add_argument("repo")
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(arguments)
+    for line in push(
+        options.folder, options.repo, private=options.private, dry_run=options.dry_run
+    ):
+        _say(line)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer": _tokenizer,
     "train": _train,
@@ -198,6 +219,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": _export,
     "convert": _convert,
     "sweep": _sweep,
+    "push": _push,
 }
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, default_data_collator
 
 from diffusiongpt.training.backbones import has_adapters, merge_adapters
 from diffusiongpt.training.callbacks import ClockCallback, ProgressCallback
+from diffusiongpt.training.card import run_figures, write_card, write_figures
 from diffusiongpt.training.checkpoints import (
     CONFIG_FILE,
     check_same,
@@ -179,6 +180,8 @@ def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
         logit_shift=config.model.logit_shift,
     )
     check_folder(folder)
+    write_figures(folder, run_figures(trainer))
+    write_card(folder, config.run.output_dir.rstrip("/").rsplit("/", 1)[-1])
     return folder
 
 
