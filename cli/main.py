@@ -262,6 +262,12 @@ def push(context: typer.Context) -> None:
     run_training("push", context.args)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def harness(context: typer.Context) -> None:
+    """Run tasks of lm-evaluation-harness: FOLDER TASKS --limit N --include_path DIR."""
+    run_training("harness", context.args)
+
+
 def run_training(command: str, arguments: list[str]) -> None:
     """Hand a command over to the training package."""
     from diffusiongpt.training.__main__ import main

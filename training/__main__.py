@@ -6,7 +6,8 @@ train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the c
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N] [--block_length N]
            --record             into the folder's figures and model card
            --against FOLDER...  a table of several models on the same rows
-           --endings --infill --curve --fit FILE...   [--max_tokens N] [--count N]
+           --endings --infill --curve --fit FILE... --plot PNG   [--max_tokens N] [--count N]
+harness    FOLDER TASK...   [--include_path D] [--limit N] [--num_fewshot N] [--chat] [--draws N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
 convert    SOURCE OUT       a pretrained encoder or decoder, made ready for `train`
@@ -100,6 +101,7 @@ def _eval(arguments: list[str]) -> None:
     for wish in ("endings", "infill", "curve"):
         parser.add_argument(f"--{wish}", action="append_const", dest="wishes", const=wish)
     parser.add_argument("--fit", nargs="+", default=[])
+    parser.add_argument("--plot")
     parser.add_argument("--max_tokens", type=int, default=128)
     parser.add_argument("--count", type=int, default=64)
     options = parser.parse_args(arguments)
@@ -114,6 +116,7 @@ def _eval(arguments: list[str]) -> None:
             options.max_tokens,
             options.count,
             options.seed,
+            options.plot,
         ):
             _say(line)
         return
@@ -210,6 +213,22 @@ def _push(arguments: list[str]) -> None:
         _say(line)
 
 
+def _harness(arguments: list[str]) -> None:
+    from diffusiongpt.training.harness import run_tasks
+
+    parser = argparse.ArgumentParser(prog="diffusiongpt.training harness")
+    parser.add_argument("folder")
+    parser.add_argument("tasks", nargs="+")
+    parser.add_argument("--include_path")
+    for name in ("limit", "num_fewshot"):
+        parser.add_argument(f"--{name}", type=int)
+    for name, value in (("draws", 32), ("max_tokens", 128), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--chat", action="store_true")
+    options = parser.parse_args(arguments)
+    _say(run_tasks(**vars(options)))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer": _tokenizer,
     "train": _train,
@@ -220,6 +239,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "convert": _convert,
     "sweep": _sweep,
     "push": _push,
+    "harness": _harness,
 }
 
 
