@@ -117,6 +117,7 @@ def _eval(arguments: list[str]) -> None:
             options.count,
             options.seed,
             options.plot,
+            options.block_length,
         ):
             _say(line)
         return

@@ -211,10 +211,12 @@ def judge_generation(
     count: int = 64,
     seed: int = 0,
     plot: str | None = None,
+    block_length: int | None = None,
 ) -> Iterator[str]:
     """Lines on what a folder writes; `wishes` are of endings, curve and infill.
 
     The curve needs `fit`, the names that the judging n-gram learns; `plot` names its PNG.
+    `block_length` is what answers are written by.
     """
     if "curve" in wishes and not fit:
         raise ConfigError("--curve needs --fit FILE...: what the judging n-gram learns")
@@ -226,7 +228,17 @@ def judge_generation(
     stop, where = stop_ids_of(folder), data.data_dir
     for name in files:
         if "endings" in wishes:
-            shares = measure_endings(engine, tokenizer, stop, name, where, max_tokens, count, seed)
+            shares = measure_endings(
+                engine,
+                tokenizer,
+                stop,
+                name,
+                where,
+                max_tokens,
+                count,
+                seed,
+                block_length=block_length,
+            )
             yield f"{name}: endings: {shares}"
         if "infill" in wishes:
             score = measure_infilling(engine, tokenizer, name, where, count=count, seed=seed)

@@ -110,7 +110,7 @@ def suggest(trial: Any, name: str, choice: Range | tuple[Any, ...]) -> Any:
 
 def _of_trial(base: TrainingConfig, values: Mapping[str, Any], folder: Path) -> TrainingConfig:
     alone = {"run.output_dir": str(folder), "run.resume": False, "run.save_steps": None}
-    quiet = {"run.save_every_minutes": 1e9, "run.progress_bar": False}
+    quiet = {"run.sample_steps": None, "run.save_every_minutes": 1e9, "run.progress_bar": False}
     return with_values(base, {**values, **alone, **quiet})
 
 

@@ -91,6 +91,7 @@ def test_a_trial_that_is_worse_than_most_is_pruned(write_sweep):
     assert states == ["COMPLETE", "COMPLETE", "PRUNED"]
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_study(write_sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = write_sweep(trials=4, workers=2, eval_every_steps=4)
