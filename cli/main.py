@@ -250,6 +250,24 @@ def convert(context: typer.Context) -> None:
     run_training("convert", context.args)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep(context: typer.Context) -> None:
+    """Search for the best configuration: SWEEP.yaml --trials N --workers N --storage URL."""
+    run_training("sweep", context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def push(context: typer.Context) -> None:
+    """Send an exported folder to the hub: FOLDER OWNER/NAME --dry-run --private."""
+    run_training("push", context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def harness(context: typer.Context) -> None:
+    """Run tasks of lm-evaluation-harness: FOLDER TASKS --limit N --include_path DIR."""
+    run_training("harness", context.args)
+
+
 def run_training(command: str, arguments: list[str]) -> None:
     """Hand a command over to the training package."""
     from diffusiongpt.training.__main__ import main

@@ -4,11 +4,15 @@ tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
 train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
            --dry-run        says what the run costs; --explain-batch[=STEP] shows one batch
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N] [--block_length N]
+           --record             into the folder's figures and model card
            --against FOLDER...  a table of several models on the same rows
-           --endings --infill --curve --fit FILE...   [--max_tokens N] [--count N]
+           --endings --infill --curve --fit FILE... --plot PNG   [--max_tokens N] [--count N]
+harness    FOLDER TASK...   [--include_path D] [--limit N] [--num_fewshot N] [--chat] [--draws N]
 ngram      FOLDER FILE...   --data_dir D --fit FILE... [--order N]
 export     SOURCE OUT       [--dtype bfloat16]
 convert    SOURCE OUT       a pretrained encoder or decoder, made ready for `train`
+push       FOLDER OWNER/NAME [--private] [--dry-run]   to the hub
+sweep      SWEEP.yaml       --trials N --workers N --storage URL --key value ...
 """
 
 from __future__ import annotations
@@ -82,6 +86,7 @@ def _tokenizer(arguments: list[str]) -> None:
 
 
 def _eval(arguments: list[str]) -> None:
+    from diffusiongpt.training.card import record_bound
     from diffusiongpt.training.judge import compare, evaluate, judge_generation
 
     parser = _parser("eval")
@@ -92,9 +97,11 @@ def _eval(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--block_length", type=int)
     parser.add_argument("--against", nargs="+", default=[])
+    parser.add_argument("--record", action="store_true")
     for wish in ("endings", "infill", "curve"):
         parser.add_argument(f"--{wish}", action="append_const", dest="wishes", const=wish)
     parser.add_argument("--fit", nargs="+", default=[])
+    parser.add_argument("--plot")
     parser.add_argument("--max_tokens", type=int, default=128)
     parser.add_argument("--count", type=int, default=64)
     options = parser.parse_args(arguments)
@@ -109,6 +116,8 @@ def _eval(arguments: list[str]) -> None:
             options.max_tokens,
             options.count,
             options.seed,
+            options.plot,
+            options.block_length,
         ):
             _say(line)
         return
@@ -130,6 +139,8 @@ def _eval(arguments: list[str]) -> None:
             options.block_length,
         )
         _say(f"{name}: {bounds[name]}")
+        if options.record:
+            record_bound(options.folder, name, bounds[name], options.block_length)
 
 
 def _ngram(arguments: list[str]) -> None:
@@ -172,6 +183,53 @@ def _convert(arguments: list[str]) -> None:
     _say(f"wrote {convert(options.source, options.folder)}")
 
 
+def _sweep(arguments: list[str]) -> None:
+    from diffusiongpt.training.space import load_sweep
+    from diffusiongpt.training.sweep import sweep, work
+
+    if not arguments or arguments[0].startswith("--"):
+        raise ConfigError("sweep needs its file: sweep SWEEP.yaml --key value")
+    is_worker = "--worker" in arguments  # how a sweep starts its other processes
+    rest = [each for each in arguments if each != "--worker"]
+    config = load_sweep(rest[0], rest[1:])
+    if is_worker:
+        work(config)
+        return
+    for line in sweep(config, rest):
+        _say(line)
+
+
+def _push(arguments: list[str]) -> None:
+    from diffusiongpt.training.publish import push
+
+    parser = argparse.ArgumentParser(prog="diffusiongpt.training push")
+    parser.add_argument("folder")
+    parser.add_argument("repo")
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(arguments)
+    for line in push(
+        options.folder, options.repo, private=options.private, dry_run=options.dry_run
+    ):
+        _say(line)
+
+
+def _harness(arguments: list[str]) -> None:
+    from diffusiongpt.training.harness import run_tasks
+
+    parser = argparse.ArgumentParser(prog="diffusiongpt.training harness")
+    parser.add_argument("folder")
+    parser.add_argument("tasks", nargs="+")
+    parser.add_argument("--include_path")
+    for name in ("limit", "num_fewshot"):
+        parser.add_argument(f"--{name}", type=int)
+    for name, value in (("draws", 32), ("max_tokens", 128), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--chat", action="store_true")
+    options = parser.parse_args(arguments)
+    _say(run_tasks(**vars(options)))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenizer": _tokenizer,
     "train": _train,
@@ -180,6 +238,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ngram": _ngram,
     "export": _export,
     "convert": _convert,
+    "sweep": _sweep,
+    "push": _push,
+    "harness": _harness,
 }
 
 

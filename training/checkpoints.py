@@ -33,6 +33,7 @@ _FREE = {
             "save_every_minutes",
             "save_steps",
             "log_steps",
+            "sample_steps",
             "resume",
             "report_to",
             "progress_bar",

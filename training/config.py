@@ -183,6 +183,7 @@ class RunConfig:
     """Optimiser, schedule, batch, precision and where things are written.
 
     `target_param_data_ratio` replaces `max_steps`: so many tokens are seen for each parameter.
+    `sample_steps` is how often sample texts are written into `samples.txt`.
     """
 
     output_dir: str = "runs/run"
@@ -206,6 +207,7 @@ class RunConfig:
     save_every_minutes: float = 10.0
     save_steps: int | None = None
     log_steps: int = 50
+    sample_steps: int | None = None
     resume: bool = True
     report_to: str = "none"
     progress_bar: bool = True
@@ -221,6 +223,8 @@ class RunConfig:
             _between(f"run.{name}", getattr(self, name), 1, 1 << 40)
         if self.target_param_data_ratio is not None:
             _between("run.target_param_data_ratio", self.target_param_data_ratio, 1e-6, 1e6)
+        if self.sample_steps is not None:
+            _between("run.sample_steps", self.sample_steps, 1, 1 << 40)
         _between("run.dataloader_workers", self.dataloader_workers, 0, 1024)
         if self.warmup_fraction + self.decay_fraction > 1:
             raise ConfigError(
@@ -246,6 +250,11 @@ class TrainingConfig:
             raise ConfigError(
                 f"data.max_seq_length must be a multiple of diffusion.block_length={block}, "
                 f"got {length}"
+            )
+        if self.run.sample_steps is not None and self.diffusion.objective == "causal":
+            raise ConfigError(
+                "run.sample_steps needs the objective block or masked, because a next-token model "
+                f"cannot be served, got {self.run.sample_steps}"
             )
         if self.diffusion.needs_progress and self.run.max_minutes is not None:
             raise ConfigError(

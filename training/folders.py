@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from diffusiongpt.training.backbones import load_backbone
+from diffusiongpt.training.card import read_figures, write_card, write_figures
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.export import check_folder, export_folder
@@ -101,4 +102,6 @@ def export(
         logit_shift=denoiser.logit_shift,
     )
     check_folder(out)
+    write_figures(out, read_figures(source))
+    write_card(out)
     return out

@@ -87,12 +87,16 @@ def measure_endings(
     max_tokens: int = 128,
     count: int = 64,
     seed: int = 0,
+    longest: int | None = None,
+    block_length: int | None = None,
 ) -> EndingShares:
     """How answers to held-out chats end, against the answers that stand there.
 
     Args:
         name: as in `data.mix`. max_tokens: canvas of each answer; references that would not fit
             into it, and prompts that leave no room for it, are left out.
+        longest: most tokens of a reference, so that the same chats are taken for two canvases.
+        block_length: what the answers are written by, as in `GenerationParams`.
 
     Raises:
         ConfigError: no chat fits.
@@ -104,12 +108,20 @@ def measure_endings(
     chosen = [
         (prompt, len(answer))
         for prompt, answer in zip(prompts, answers, strict=True)
-        if 0 < len(answer) < max_tokens and len(prompt) <= room
+        if 0 < len(answer) < max_tokens
+        and len(answer) <= (longest or max_tokens)
+        and len(prompt) <= room
     ][:count]
     if not chosen:
         raise ConfigError(f"no answer of {name} fits into a canvas of max_tokens={max_tokens}")
     endings = []
-    completions = _generate(engine, [prompt for prompt, _ in chosen], max_tokens, seed=seed)
+    completions = _generate(
+        engine,
+        [prompt for prompt, _ in chosen],
+        max_tokens,
+        seed=seed,
+        block_length=block_length,
+    )
     for (_, reference), completion in zip(chosen, completions, strict=True):
         ids = completion.token_ids
         ended = completion.finish_reason.value == "stop"

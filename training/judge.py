@@ -25,6 +25,7 @@ from diffusiongpt.training.generation import (
     stop_ids_of,
 )
 from diffusiongpt.training.ngram import NgramModel
+from diffusiongpt.training.plot import draw_curve
 from diffusiongpt.training.sources import open_records
 from diffusiongpt.training.tokenizer import END_OF_TEXT, IM_END, special_ids
 
@@ -209,20 +210,35 @@ def judge_generation(
     max_tokens: int = 128,
     count: int = 64,
     seed: int = 0,
+    plot: str | None = None,
+    block_length: int | None = None,
 ) -> Iterator[str]:
     """Lines on what a folder writes; `wishes` are of endings, curve and infill.
 
-    The curve needs `fit`, the names that the judging n-gram learns.
+    The curve needs `fit`, the names that the judging n-gram learns; `plot` names its PNG.
+    `block_length` is what answers are written by.
     """
     if "curve" in wishes and not fit:
         raise ConfigError("--curve needs --fit FILE...: what the judging n-gram learns")
+    if plot is not None and ("curve" not in wishes or len(files) > 1):
+        raise ConfigError(f"--plot draws the --curve of one file, got {', '.join(files)}")
     if not (Path(folder) / "config.json").is_file():
         raise ConfigError(f"there is no model folder {str(folder)!r}")
     tokenizer, engine = load_tokenizer(str(folder)), load_engine(folder)
     stop, where = stop_ids_of(folder), data.data_dir
     for name in files:
         if "endings" in wishes:
-            shares = measure_endings(engine, tokenizer, stop, name, where, max_tokens, count, seed)
+            shares = measure_endings(
+                engine,
+                tokenizer,
+                stop,
+                name,
+                where,
+                max_tokens,
+                count,
+                seed,
+                block_length=block_length,
+            )
             yield f"{name}: endings: {shares}"
         if "infill" in wishes:
             score = measure_infilling(engine, tokenizer, name, where, count=count, seed=seed)
@@ -231,7 +247,12 @@ def judge_generation(
             model = fit_ngram(tokenizer, fit, data)
             yield f"{name}: {count} texts continued by {max_tokens} tokens"
             yield CURVE_HEADER
+            points = []
             for point in quality_curve(
                 engine, tokenizer, stop, model, name, where, max_tokens, count, seed=seed
             ):
+                points.append(point)
                 yield str(point)
+            if plot is not None:
+                draw_curve(points, plot, f"{folder} on {name}")
+                yield f"wrote {plot}"

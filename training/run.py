@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from transformers import PreTrainedModel, default_data_collator
 
 from diffusiongpt.training.backbones import has_adapters, merge_adapters
 from diffusiongpt.training.callbacks import ClockCallback, ProgressCallback
+from diffusiongpt.training.card import run_figures, write_card, write_figures
 from diffusiongpt.training.checkpoints import (
     CONFIG_FILE,
     check_same,
     forget_checkpoints,
     last_checkpoint,
 )
-from diffusiongpt.training.config import ConfigError, TrainingConfig, to_mapping
+from diffusiongpt.training.config import ConfigError, RunConfig, TrainingConfig, to_mapping
 from diffusiongpt.training.data import (
     RowDataset,
     build_dataset,
@@ -32,6 +34,7 @@ from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
 from diffusiongpt.training.explain import explain_batch
 from diffusiongpt.training.export import check_folder, export_folder
 from diffusiongpt.training.folders import load_tokenizer
+from diffusiongpt.training.samples import SampleCallback
 from diffusiongpt.training.sources import open_records
 from diffusiongpt.training.tokenizer import (
     DELETE,
@@ -102,11 +105,13 @@ def load_rows(config: TrainingConfig, tokenizer: Any) -> RowDataset:
 
 def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     """Everything a run needs, ready to train."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_not_sharded()
     tokenizer = load_tokenizer(config.data.tokenizer)
     dataset = load_rows(config, tokenizer)
     logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
+    _check_enough(len(dataset), config.run, processes)
     denoiser = build_denoiser(config, tokenizer)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     config = with_ratio(config, count_parameters(denoiser.network), processes)
     trainer = DiffusionTrainer(
         denoiser,
@@ -119,7 +124,28 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     tokens = run.batch_size * run.gradient_accumulation_steps * config.data.max_seq_length
     trainer.add_callback(ClockCallback(trainer.clock, run.save_every_minutes))
     trainer.add_callback(ProgressCallback(trainer.clock, tokens, run.progress_bar))
+    if run.sample_steps is not None:
+        export = partial(export_average, trainer)
+        trainer.add_callback(SampleCallback(trainer, run.sample_steps, export))
     return trainer
+
+
+def _check_not_sharded() -> None:
+    for name, variable in (("FSDP", "FSDP"), ("DeepSpeed", "DEEPSPEED")):
+        if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate asks for {name}, which cannot be honoured: the optimiser holds whole "
+                "float32 copies of the weights; launch without it, so that every process has all"
+            )
+
+
+def _check_enough(rows: int, run: RunConfig, processes: int) -> None:
+    needed = run.batch_size * run.gradient_accumulation_steps * processes
+    if rows < needed:
+        raise ConfigError(
+            f"the data gives {rows} row{'' if rows == 1 else 's'}, fewer than the {needed} of a "
+            "step; lower run.batch_size or add data"
+        )
 
 
 def report_cost(config: TrainingConfig) -> Iterator[str]:
@@ -161,13 +187,24 @@ def sft(config: TrainingConfig) -> Path:
 def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
     """Write the averaged weights in float32; what can be served is checked by loading it."""
     config = trainer.config
-    network, weights = averaged_network(trainer)
     if config.diffusion.objective == "causal":
+        network, weights = averaged_network(trainer)
         network.config.training_objective = "causal"  # so that `eval` knows what to score
         network.save_pretrained(str(folder), state_dict=weights)
         trainer.processing_class.save_pretrained(str(folder))  # type: ignore[union-attr]
         return folder
-    export_folder(
+    export_average(trainer, folder)
+    check_folder(folder)
+    write_figures(folder, run_figures(trainer))
+    write_card(folder, config.run.output_dir.rstrip("/").rsplit("/", 1)[-1])
+    return folder
+
+
+def export_average(trainer: DiffusionTrainer, folder: Path) -> Path:
+    """Write the averaged weights in float32 as a folder that can be served."""
+    config = trainer.config
+    network, weights = averaged_network(trainer)
+    return export_folder(
         folder,
         network,
         weights,
@@ -178,8 +215,6 @@ def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
         can_edit=config.diffusion.edit_stage_start is not None,
         logit_shift=config.model.logit_shift,
     )
-    check_folder(folder)
-    return folder
 
 
 def averaged_network(trainer: DiffusionTrainer) -> tuple[PreTrainedModel, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,7 +158,17 @@ def test_a_served_model_is_judged_at_every_cost(make_config, tokenizer, cycle, c
     arguments += ["--cache_dir", config.data.cache_dir]
     assert main([*arguments, "--infill"]) == 0
     assert "holes of 4 tokens" in capsys.readouterr().out
-    assert main([*arguments, "--curve", "--fit", "cycle", "--max_tokens", "8"]) == 0
+    curve = [*arguments, "--curve", "--fit", "cycle", "--max_tokens", "8"]
+    pytest.importorskip("matplotlib")
+    picture = Path(config.run.output_dir) / "curve.png"
+    assert main([*curve, "--plot", str(picture)]) == 0
     assert "entropy_bound" in capsys.readouterr().out
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert (width, height) == (1080, 480)
+    assert main([*curve, "--plot", "no/such/folder.png"]) == 2
+    assert "'no/such/folder.png' cannot be written" in capsys.readouterr().err
+    assert main([*arguments, "--infill", "--plot", str(picture)]) == 2
+    assert "--plot draws the --curve of one file" in capsys.readouterr().err
     assert main([*arguments, "--curve"]) == 2
     assert "--curve needs --fit" in capsys.readouterr().err

@@ -195,3 +195,10 @@ def test_another_configuration_is_not_resumed_and_the_keys_are_named(make_config
     train(anew)
     assert len(losses_of(tmp_path / "run" / "checkpoint-2")) == 2
     assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
+def test_sharded_weights_are_refused_and_not_silently_replicated(make_config, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")
+    with pytest.raises(ConfigError, match=f"accelerate asks for {kind}, which cannot be honoured"):
+        make_trainer(make_config())

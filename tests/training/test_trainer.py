@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.optimizer import build_optimizer, schedule_factor
 from diffusiongpt.training.run import make_trainer, train
 from diffusiongpt.training.trainer import RunClock
@@ -90,14 +91,16 @@ def test_accumulated_rows_are_corrupted_as_one_batch(make_config, edits):
     assert ("visible" in expected) == (edits is not None)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_change_nothing(make_config, tmp_path):
     states = []
-    for workers in (0, 2):
+    for workers in (0, 2, 8):
         run = {"dataloader_workers": workers, "output_dir": str(tmp_path / str(workers))}
         trainer = make_trainer(make_config(run=run, diffusion={**EDITS, "edit_stage_start": 0.5}))
         trainer.train()
         states.append(trainer.averaged_state())
-    assert all(states[0][name].equal(states[1][name]) for name in states[0])
+    for other in states[1:]:
+        assert all(states[0][name].equal(other[name]) for name in states[0])
 
 
 def test_train_writes_a_folder_that_loads(make_config, tmp_path):
@@ -138,3 +141,21 @@ def test_float32_masters_keep_what_bf16_weights_would_lose(make_config):
         optimizer.step()
     assert float(optimizer.masters[0][0].detach().mean()) == pytest.approx(1 - 60e-4, abs=1e-4)
     assert float(layer.weight.detach()[0, 0]) < 1.0  # one bf16 step below 1 is 0.0039
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_samples_are_written_through_the_engine_and_change_nothing(make_config, tmp_path, stage):
+    plain = make_trainer(make_config(stage=stage, run={"output_dir": str(tmp_path / "plain")}))
+    plain.train()
+    sampled = make_trainer(make_config(stage=stage, run={"sample_steps": 2}))
+    sampled.train()
+    lines = (tmp_path / "run" / "samples.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 2"] * 3 + ["step 4"] * 3
+    assert all(" -> " in line for line in lines)
+    one, other = plain.averaged_state(), sampled.averaged_state()
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_next_token_model_writes_no_samples(make_config):
+    with pytest.raises(ConfigError, match="sample_steps needs the objective block or masked"):
+        make_config(run={"sample_steps": 2}, diffusion={"objective": "causal"})
