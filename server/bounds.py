@@ -34,7 +34,7 @@ def _above(low: float, high: float) -> Json:
 
 
 _STOP: Json = {"minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
-# By field (of one schema, where its name alone says too little), then by the type of value that is bounded.
+# By field (of one schema, where its name alone says too little), then by the type of the value.
 BOUNDS: dict[str, dict[str, Json]] = {
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
     "temperature": {"number": _between(0, 2)},
