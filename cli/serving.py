@@ -21,6 +21,7 @@ from diffusiongpt.server.models import Models
 from diffusiongpt.server.run import make_server
 from diffusiongpt.server.settings import ModelSource, Settings, SettingsError
 from diffusiongpt.server.state import ServerState
+from diffusiongpt.server.tracing import make_tracer
 
 if TYPE_CHECKING:
     from diffusiongpt.engine.worker import EngineWorker
@@ -87,7 +88,8 @@ def serve_models(settings: Settings, listener: socket.socket) -> None:
     state = ServerState(is_loading=True)
     models = Models()
     try:
-        server = make_server(create_app(models, settings, state), settings, state)
+        app = create_app(models, settings, state, make_tracer(os.environ))
+        server = make_server(app, settings, state)
     except SettingsError as error:
         fail(str(error), code=2)
     loader = Loader(settings, models.add)

@@ -39,6 +39,7 @@ from diffusiongpt.server.reading import ChoiceReader
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import Shape
 from diffusiongpt.server.streaming import AnswerHead, ChunkWriter, StreamStyle, usage_chunk
+from diffusiongpt.server.tracing import watch
 from diffusiongpt.server.usage import Stopwatch, sum_usage, summary, usage_of
 
 # A reader this many frames behind is slow: frames are dropped for it, content is not.
@@ -118,6 +119,7 @@ async def respond(
     settings: Settings,
 ) -> Response:
     """The answer, streamed or whole, as the client asked."""
+    generations = watch(request.scope, ask, info.name, generations)
     headers = _headers(ask, generations)
     head = AnswerHead(
         id=f"{shape.id_prefix}-{uuid.uuid4().hex}",

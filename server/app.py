@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -24,17 +25,25 @@ from diffusiongpt.server.openapi import describe
 from diffusiongpt.server.playground import playground_routes
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.state import ServerState
+from diffusiongpt.server.tracing import Traces
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 # What a page of another origin may read of an answer.
 _EXPOSED = ["x-request-id", "x-diffusiongpt-seed", "x-diffusiongpt-ignored", "retry-after"]
 
 
 def create_app(
-    models: Models | Generator, settings: Settings | None = None, state: ServerState | None = None
+    models: Models | Generator,
+    settings: Settings | None = None,
+    state: ServerState | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The HTTP application that serves models.
 
-    Models may be added later, while `state.is_loading`.
+    Models may be added later, while `state.is_loading`. With a `tracer` every generating request
+    is a span.
 
     Raises:
         SettingsError: the API keys cannot be read.
@@ -60,6 +69,8 @@ def create_app(
     app.include_router(playground_routes())
     describe(app)
     _surround(app, read_api_keys(settings), settings, state, metrics)
+    if tracer is not None:
+        app.add_middleware(Traces, tracer=tracer)
     return app
 
 
