@@ -149,7 +149,7 @@ def test_the_text_of_one_hole_can_be_constrained(engine: Engine):
     two = Infill("the ", Hole(12), " and ", Hole(12))
     with pytest.raises(InvalidRequest, match="a constraint takes one hole, got 2 of them"):
         engine.prepare(two, params)
-    with pytest.raises(InvalidRequest, match="a hole's length must be at least .* got 4"):
+    with pytest.raises(InvalidRequest, match=r"a hole's length must be at least .* got 4"):
         engine.prepare(Infill("the ", Hole(4), " cat"), params)
 
 
