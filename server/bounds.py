@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusiongpt.engine.constraint import MAX_CHOICES as MAX_TEXTS
+from diffusiongpt.engine.constraint import MAX_SOURCE_CHARACTERS
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.params import (
     MAX_BIASED,
@@ -34,7 +36,13 @@ def _above(low: float, high: float) -> Json:
 
 
 _STOP: Json = {"minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+<<<<<<< HEAD
 # By field (of one schema, where its name alone says too little), then by the type of the value.
+=======
+_SOURCE: Json = {"minLength": 1, "maxLength": MAX_SOURCE_CHARACTERS}
+# By field (of one schema, where its name alone says too little), then by the type of value that is
+# bounded.
+>>>>>>> 48f543ae5edd91f0f9f7576054ebc109cdaa6249
 BOUNDS: dict[str, dict[str, Json]] = {
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
     "temperature": {"number": _between(0, 2)},
@@ -78,6 +86,10 @@ BOUNDS: dict[str, dict[str, Json]] = {
     "strength": {"number": _between(0, 1)},
     "TextPart.type": {"string": {"enum": ["text"]}},
     "mask": {"integer": _between(1)},
+    "JsonSchemaFormat.name": {"string": {"pattern": "^[A-Za-z0-9_-]{1,64}$"}},
+    "regex": {"string": _SOURCE},
+    "grammar": {"string": _SOURCE},
+    "choice": {"array": {"minItems": 1, "maxItems": MAX_TEXTS}},
 }
 
 

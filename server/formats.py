@@ -57,6 +57,17 @@ class JsonSchemaFormat(_Format):
 class ResponseFormat(_Format):
     """OpenAI's `response_format`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"type": {"const": "json_schema"}}},
+            "then": {
+                "required": ["json_schema"],
+                "properties": {"json_schema": {"type": "object"}},
+            },
+            "else": {"properties": {"json_schema": {"type": "null"}}},
+        }
+    )
+
     type: Literal["text", "json_object", "json_schema"] = Field(
         description="any text, a JSON object, or what a schema says"
     )
@@ -82,10 +93,12 @@ class ResponseFormat(_Format):
 class StructuredOutputs(_Format):
     """vLLM's `structured_outputs`: one of several languages."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
     json_: dict[str, Any] | bool | str | None = Field(
         None, alias="json", description="a JSON schema, or its text", union_mode="left_to_right"
     )
-    json_object: bool | None = Field(None, description="true: a JSON object")
+    json_object: Literal[True] | None = Field(None, description="true: a JSON object")
     regex: str | None = Field(None, description="an expression of the whole answer")
     choice: list[str] | None = Field(None, description="texts, one of which is the answer")
     grammar: str | None = Field(None, description="a Lark grammar")
@@ -94,7 +107,7 @@ class StructuredOutputs(_Format):
     def _one_of_them(self) -> StructuredOutputs:
         if len(self._given) != 1:
             raise ValueError(
-                "structured_outputs must have exactly one of json, json_object (true), regex, "
+                "structured_outputs must have exactly one of json, json_object, regex, "
                 f"choice and grammar, got {', '.join(self._given) or 'none'}"
             )
         return self
@@ -103,7 +116,7 @@ class StructuredOutputs(_Format):
     def _given(self) -> dict[str, Any]:
         values = {
             "json": self.json_,
-            "json_object": self.json_object or None,
+            "json_object": self.json_object,
             "regex": self.regex,
             "choice": self.choice,
             "grammar": self.grammar,

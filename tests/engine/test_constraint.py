@@ -39,7 +39,9 @@ def test_every_kind_takes_a_source_of_its_form(kind: str, source: str):
         ("json_schema", "[1]", r"a json_schema must be an object, true or false, got '\[1\]'"),
         ("choice", "{}", "a choice must be a JSON list of 1 to 1024 texts"),
         ("choice", "[]", "a choice must be a JSON list of 1 to 1024 texts"),
-        ("choice", '["a", 5]', "each choice must be text, got 5"),
+        ("choice", '["\\ud800"]', "each choice must be text in valid Unicode, got "),
+        ("regex", "\ud800", "a regex must be valid Unicode, got a lone surrogate"),
+        ("choice", '["a", 5]', "each choice must be text in valid Unicode, got 5"),
     ],
 )
 def test_a_source_of_another_form_is_refused_in_a_sentence(kind: str, source: str, sentence: str):

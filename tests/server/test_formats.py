@@ -121,9 +121,9 @@ def with_schema(**fields: Any) -> dict[str, Any]:
         (
             {"structured_outputs": {"regex": "a", "choice": ["a"]}},
             "structured_outputs",
-            "exactly one of json, json_object (true), regex, choice and grammar, got regex, choice",
+            "exactly one of json, json_object, regex, choice and grammar, got regex, choice",
         ),
-        ({"structured_outputs": {"json_object": False}}, "structured_outputs", "got none"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object", "False"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "'structural_tag'"),
         ({"structured_outputs": {"regex": ""}}, "structured_outputs", "at least 1 character"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs", "1 to 1024 texts"),
