@@ -103,7 +103,7 @@ def judge_endings(folder: Path, file: str, data_dir: str, plan: Mapping[str, Any
                 data_dir,
                 max_tokens=canvas,
                 count=plan.get("count", 64),
-                longest=min(plan["canvases"]) - 1,
+                canvases=plan["canvases"],
                 block_length=block_length,
             )
             how = "" if block_length is None else f" by blocks of {block_length}"

@@ -78,3 +78,14 @@ def test_what_must_start_at_once_loads_nothing_heavy(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     ).stdout.split()
     assert not HEAVY & {name.split(".")[0] for name in loaded}
+
+
+@pytest.mark.parametrize("layer", ["engine", "training"])
+def test_what_only_some_need_is_imported_where_it_is_needed(layer):
+    optional = {"optuna", "peft", "lm_eval", "matplotlib", "datasets", "pyarrow", "torchao"}
+    for path in sources(layer):
+        tree = ast.parse(path.read_text())
+        at_once = ast.Module([each for each in tree.body if not isinstance(each, ast.If)], [])
+        inside = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        at_once.body = [each for each in at_once.body if not isinstance(each, inside)]
+        assert not {name.split(".")[0] for name in imported(at_once)} & optional, path

@@ -87,7 +87,7 @@ def measure_endings(
     max_tokens: int = 128,
     count: int = 64,
     seed: int = 0,
-    longest: int | None = None,
+    canvases: Sequence[int] = (),
     block_length: int | None = None,
 ) -> EndingShares:
     """How answers to held-out chats end, against the answers that stand there.
@@ -95,7 +95,7 @@ def measure_endings(
     Args:
         name: as in `data.mix`. max_tokens: canvas of each answer; references that would not fit
             into it, and prompts that leave no room for it, are left out.
-        longest: most tokens of a reference, so that the same chats are taken for two canvases.
+        canvases: others that the same chats must fit into, so that figures can be compared.
         block_length: what the answers are written by, as in `GenerationParams`.
 
     Raises:
@@ -104,13 +104,12 @@ def measure_endings(
     pairs = list(render_pairs(_first(name, data_dir, 4 * count), tokenizer))
     prompts = encode_texts(tokenizer, [prompt for prompt, _ in pairs])
     answers = encode_texts(tokenizer, [answer for _, answer in pairs])
-    room = engine.info.context_length - max_tokens
+    room = engine.info.context_length - max(max_tokens, *canvases, 0)
+    longest = min([max_tokens, *canvases])
     chosen = [
         (prompt, len(answer))
         for prompt, answer in zip(prompts, answers, strict=True)
-        if 0 < len(answer) < max_tokens
-        and len(answer) <= (longest or max_tokens)
-        and len(prompt) <= room
+        if 0 < len(answer) < longest and len(prompt) <= room
     ][:count]
     if not chosen:
         raise ConfigError(f"no answer of {name} fits into a canvas of max_tokens={max_tokens}")

@@ -93,6 +93,27 @@ def test_endings_are_measured_against_the_reference(chats, tokenizer):
         measure_endings(ScriptedEngine([9], 3), tokenizer, {3}, "held", data_dir, max_tokens=2)
 
 
+def test_the_same_chats_are_taken_for_every_canvas(tmp_path, tokenizer):
+    plain = [{"role": "user", "content": "a"}]
+    shortest = len(tokenizer.apply_chat_template(plain, add_generation_prompt=True)["input_ids"])
+    prompts = ["a", "a" + " a" * 30, "a"]
+    answers = ["the cat ran", "the cat ran", "the cat ran " * 3]
+    lines = [
+        json.dumps(
+            {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": a}]}
+        )
+        for p, a in zip(prompts, answers, strict=True)
+    ]
+    (tmp_path / "held.jsonl").write_text("\n".join(lines))
+    engine = ScriptedEngine([9], 3)
+    engine.info.context_length = shortest + 30 + 20  # the second prompt fits beside 16, not 40
+    where = (tokenizer, {3}, "held", str(tmp_path))
+    alone = [measure_endings(engine, *where, max_tokens=n).answers for n in (16, 40)]
+    both = [measure_endings(engine, *where, n, canvases=[16, 40]).answers for n in (16, 40)]
+    assert alone == [2, 2]
+    assert both == [1, 1]
+
+
 @pytest.fixture(scope="module")
 def cycle(tmp_path_factory):
     """Texts in which each word tells the next one."""

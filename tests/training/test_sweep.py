@@ -11,7 +11,8 @@ from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.config import ConfigError, load_config, to_mapping
 from diffusiongpt.training.run import make_trainer
 from diffusiongpt.training.space import Range, load_sweep, with_values
-from diffusiongpt.training.sweep import Judge, averaged_weights, count_trials, open_study
+from diffusiongpt.training.sweep import count_trials, open_study
+from diffusiongpt.training.trial import Judge, averaged_weights
 
 optuna = pytest.importorskip("optuna")
 pytestmark = [
