@@ -36,13 +36,8 @@ def _above(low: float, high: float) -> Json:
 
 
 _STOP: Json = {"minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
-<<<<<<< HEAD
-# By field (of one schema, where its name alone says too little), then by the type of the value.
-=======
 _SOURCE: Json = {"minLength": 1, "maxLength": MAX_SOURCE_CHARACTERS}
-# By field (of one schema, where its name alone says too little), then by the type of value that is
-# bounded.
->>>>>>> 48f543ae5edd91f0f9f7576054ebc109cdaa6249
+# By field (of one schema, where its name alone says too little), then by the type of the value.
 BOUNDS: dict[str, dict[str, Json]] = {
     "messages": {"array": {"minItems": 1, "maxItems": MAX_MESSAGES}},
     "temperature": {"number": _between(0, 2)},
