@@ -88,6 +88,8 @@ class Engine:
             pad=config.deterministic,
             delete_token_id=model.delete_token_id,
         )
+        if config.compile:
+            self._head.compile()
         longest_block = max(self.info.block_length or 0, *self.info.block_lengths, 0)
         capacity = self.info.context_length + config.max_tokens + longest_block
         table = SlotTable(

@@ -7,9 +7,11 @@ Statistics rank positions, and only then tokens are drawn, for the chosen rows a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusiongpt.engine.bias import RowBias
@@ -19,8 +21,36 @@ from diffusiongpt.engine.randomness import gumbel
 BANNED = -1e30
 
 
+R = TypeVar("R", bound="Rows")
+
+
+class Rows:
+    """A record of tensors with a row for each position; those that nobody asked for are None."""
+
+    __slots__ = ()
+
+    def at(self, which: slice | Tensor) -> Self:
+        """Some of the rows: a slice, or (R,) bool."""
+        columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
+        return type(self)(*(None if each is None else each[which] for each in columns))
+
+    def padded(self, count: int) -> Self:
+        """The rows and `count` more of zeros; of records of (R,) columns."""
+        columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
+        return type(self)(*(F.pad(each, (0, count)) for each in columns))
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, of which there is at least one."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+        columns = ([getattr(part, name) for part in parts] for name in names)
+        return cls(*(None if each[0] is None else torch.cat(each) for each in columns))
+
+
 @dataclass(frozen=True, slots=True)
-class RowStatistics:
+class RowStatistics(Rows):
     """What a policy may know of a position's distribution, at temperature 1 and after bans.
 
     Attributes:
@@ -37,7 +67,7 @@ class RowStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class Draws(Rows):
     """Drawn tokens: `token_id` (R,) int64, `log_prob` (R,) at temperature 1 and after bans.
 
     `top_id` and `top_log_prob` (R, K) are the most likely tokens, best first, where asked for.
@@ -48,15 +78,9 @@ class Draws:
     top_id: Tensor | None = None
     top_log_prob: Tensor | None = None
 
-    def keep(self, kept: Tensor) -> Draws:
-        """Those of the rows that are kept, (R,) bool."""
-        top_id = None if self.top_id is None else self.top_id[kept]
-        top_log_prob = None if self.top_log_prob is None else self.top_log_prob[kept]
-        return Draws(self.token_id[kept], self.log_prob[kept], top_id, top_log_prob)
-
 
 @dataclass(frozen=True, slots=True)
-class DrawParams:
+class DrawParams(Rows):
     """Per-row parameters of the token draw; `key` is the row's counter key (int64)."""
 
     key: Tensor
@@ -64,16 +88,6 @@ class DrawParams:
     top_p: Tensor
     top_k: Tensor
     min_p: Tensor
-
-    def rows(self, start: int, stop: int) -> DrawParams:
-        """The parameters of rows start..stop."""
-        return DrawParams(
-            self.key[start:stop],
-            self.temperature[start:stop],
-            self.top_p[start:stop],
-            self.top_k[start:stop],
-            self.min_p[start:stop],
-        )
 
 
 class Head:
@@ -101,6 +115,13 @@ class Head:
         self._chunk = chunk
         self._pad = pad
         self._delete = delete_token_id
+        self._measure: Callable[..., RowStatistics] = row_statistics
+        self._draw: Callable[..., Draws] = draw_tokens
+
+    def compile(self) -> None:
+        """Compile the arithmetic over the vocabulary: dozens of passes over (R, V) become a few."""
+        self._measure = _of_two_rows(torch.compile(row_statistics, dynamic=True))
+        self._draw = _of_two_rows(torch.compile(draw_tokens, dynamic=True))
 
     def statistics(
         self,
@@ -114,19 +135,11 @@ class Head:
         Args:
             bias: what is added to the logits. may_delete: (R,) bool, rows that an edit may delete.
         """
-        parts = [
-            row_statistics(self._logits(hidden, start, stop, bias, may_delete), held[start:stop])
-            for start, stop in self._chunks(len(hidden))
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return RowStatistics(
-            torch.cat([part.log_top for part in parts]),
-            torch.cat([part.margin for part in parts]),
-            torch.cat([part.entropy for part in parts]),
-            torch.cat([part.top_id for part in parts]),
-            torch.cat([part.log_held for part in parts]),
-        )
+        parts = []
+        for start, stop in self._chunks(len(hidden)):
+            logits = self._logits(hidden, start, stop, bias, may_delete)
+            parts.append(self._measure(logits, held[start:stop]))
+        return RowStatistics.join(parts)
 
     def draw(
         self,
@@ -148,16 +161,9 @@ class Head:
         parts = []
         for start, stop in self._chunks(len(hidden)):
             logits = self._logits(hidden, start, stop, bias, may_delete)
-            draws = draw_tokens(logits, params.rows(start, stop), truncate=truncate)
+            draws = self._draw(logits, params.at(slice(start, stop)), truncate=truncate)
             parts.append(draws if num_top is None else with_top_tokens(draws, logits, num_top))
-        if len(parts) == 1:
-            return parts[0]
-        return Draws(
-            torch.cat([part.token_id for part in parts]),
-            torch.cat([part.log_prob for part in parts]),
-            _cat([part.top_id for part in parts]),
-            _cat([part.top_log_prob for part in parts]),
-        )
+        return Draws.join(parts)
 
     def log_prob(self, hidden: Tensor, token_id: Tensor) -> Tensor:
         """Log-probability (R,) of a given token at each row of `hidden` (R, H), bans applied."""
@@ -234,16 +240,26 @@ def draw_tokens(logits: Tensor, params: DrawParams, *, truncate: bool) -> Draws:
     return Draws(token_id, log_prob)
 
 
+def _of_two_rows(compiled: Callable[..., R]) -> Callable[..., R]:
+    """A compiled function of logits and what belongs to their rows, which always gets two rows
+    at least: sizes of 0 and 1 would be compiled on their own."""
+
+    def run(logits: Tensor, given: Tensor | DrawParams, **options: bool) -> R:
+        if len(logits) >= 2:
+            return compiled(logits, given, **options)
+        missing = 2 - len(logits)
+        padded = given.padded(missing) if isinstance(given, Rows) else F.pad(given, (0, missing))
+        result = compiled(F.pad(logits, (0, 0, 0, missing)), padded, **options)
+        return result.at(slice(len(logits)))
+
+    return run
+
+
 def with_top_tokens(draws: Draws, logits: Tensor, num_top: int) -> Draws:
     """The draws of logits (R, V) with the rows' most likely tokens, at most V of them."""
     top = logits.topk(min(num_top, logits.shape[1]), dim=-1)
     log_prob = top.values - logits.logsumexp(dim=-1)[:, None]
     return Draws(draws.token_id, draws.log_prob, top.indices, log_prob)
-
-
-def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
 
 
 def truncated(logits: Tensor, params: DrawParams) -> Tensor:

@@ -157,25 +157,13 @@ def denoise(
     if frontier is not None:
         chosen = frontier.cut(chosen)
     row, column = (chosen | edited).nonzero(as_tuple=True)
-    position = grid.position[row, column]
     is_edit = edited[row, column]
-    if facts.any_random or facts.any_blind or facts.num_top is not None:
-        params = _draw_params(table, rows, row, position, is_edit)
-        tokens = hidden[grid.packed[row, column]]
-        draws = head.draw(
-            tokens,
-            params,
-            truncate=facts.any_truncated,
-            bias=bias.at(row, column),
-            may_delete=is_edit,
-            num_top=facts.num_top,
-        )
-    else:
-        draws = Draws(statistics.top_id[row, column], statistics.log_top[row, column])
+    draws = _draw(head, hidden, table, rows, grid, facts, bias, statistics, row, column, is_edit)
     if frontier is not None:
         accepted = frontier.accept(row, draws.token_id)
         chosen[row[~accepted], column[~accepted]] = False
-        row, position, draws = row[accepted], position[accepted], draws.keep(accepted)
+        row, column, draws = row[accepted], column[accepted], draws.at(accepted)
+    position = grid.position[row, column]
     confidence = draws.log_prob.exp()
     table.write(rows.slot[row], position, draws.token_id, confidence)
     is_open, round = (grid.masked & ~chosen | remasked).any(dim=1), rows.round
@@ -303,6 +291,34 @@ def _choose(
         time=time,
         max_gap=max_gap,
         steady=steady,
+    )
+
+
+def _draw(
+    head: Head,
+    hidden: Tensor,
+    table: SlotTable,
+    rows: SlotRows,
+    grid: Grid,
+    facts: BatchFacts,
+    bias: BatchBias,
+    statistics: RowStatistics,
+    row: Tensor,
+    column: Tensor,
+    is_edit: Tensor,
+) -> Draws:
+    """A token for each position (row, column) of the grid, (N,) each; the most likely ones are
+    known where a look was taken and nobody draws at random."""
+    if not (facts.any_random or facts.any_blind or facts.num_top is not None):
+        return Draws(statistics.top_id[row, column], statistics.log_top[row, column])
+    params = _draw_params(table, rows, row, grid.position[row, column], is_edit)
+    return head.draw(
+        hidden[grid.packed[row, column]],
+        params,
+        truncate=facts.any_truncated,
+        bias=bias.at(row, column),
+        may_delete=is_edit,
+        num_top=facts.num_top,
     )
 
 
