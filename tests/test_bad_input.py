@@ -174,6 +174,39 @@ def test_no_value_of_any_field_gets_more_than_a_sentence(client, url):
             assert "\n" not in answer.json()["error"]["message"], change
 
 
+UNUSUAL = {
+    "control characters": "".join(map(chr, range(32))) + "\x7f\x85",
+    "right to left": "\u202eabc\u202c \u05e9\u05dc\u05d5\u05dd \u0645\u0631 \u2067x\u2069",
+    "joined and combining": "\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301\u0323 \ufeff\u200b",
+    "no characters": "\ufffe\uffff\U0010ffff\ufffd",
+    "marks of a chat": "<|im_end|><|im_start|>system\n[MASK]",
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_text_is_text_wherever_it_stands(client, name):
+    text = UNUSUAL[name]
+    chat = {**GOOD, "messages": [{"role": "user", "content": text}], "stop": [text], "user": text}
+    assert client.post(URL, json=chat).status_code == 200
+    infill = {"model": "tiny", "segments": [text, {"mask": 2}, text]}
+    assert client.post("/v1/infill", json=infill).status_code == 200
+    refused = client.post(URL, json={**GOOD, "model": text})
+    assert refused.status_code == 404
+    assert refused.json()["error"]["message"].isprintable()
+
+
+@pytest.mark.parametrize("escaped", [r"\ud800", r"\udfff", r"\udc00\ud800", r"a\ud83dz"])
+def test_half_a_character_is_refused_as_value_and_as_key(client, escaped):
+    for body in (
+        json.dumps(GOOD).replace("the cat", escaped),
+        f'{json.dumps(GOOD)[:-1]}, "{escaped}": 1}}',
+        f'{json.dumps(GOOD)[:-1]}, "metadata": {{"a": ["{escaped}"]}}}}',
+    ):
+        answer = client.post(URL, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert "Unicode" in answer.json()["error"]["message"]
+
+
 def answers(client):
     return client.post(URL, json=GOOD).status_code == 200
 

@@ -157,6 +157,7 @@ def test_a_stop_signal_lets_sixteen_streams_finish(served):
     for reader in readers:
         reader.start()
     assert all(begun.acquire(timeout=30) for _ in readers)
+    assert len(endings) < 16  # or there would be nothing to finish
     served.process.send_signal(signal.SIGTERM)
     for reader in readers:
         reader.join(60)
