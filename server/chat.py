@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -38,6 +40,8 @@ def chat_routes(models: Models, settings: Settings) -> APIRouter:
                 enable_thinking=switch,
             )
             constraint = language_of_calls(ask, info, switch)
+            if constraint is not None:
+                await asyncio.to_thread(generator.compile, constraint)
             params = with_calls(ask.to_params(info), ask, info, constraint)
             if ask.prediction is not None:
                 params = params.replace(draft=make_draft(ask.prediction.text, ask.diffusion))
@@ -56,10 +60,11 @@ def thinking_switch(ask: ChatRequest, info: ModelInfo) -> bool | None:
         ApiError: no thinking is asked for, and the model cannot be told so.
     """
     thinking = info.chat.thinking
-    if thinking is None or (ask.reasoning_effort is None and not ask.must_call):
+    writes_at_once = ask.must_call or ask.constraint is not None
+    if thinking is None or (ask.reasoning_effort is None and not writes_at_once):
         return None
     if thinking.can_switch:
-        return not ask.must_call and ask.reasoning_effort not in ("none", "instant")
+        return not writes_at_once and ask.reasoning_effort not in ("none", "instant")
     if ask.reasoning_effort == "none":
         raise invalid(
             f"reasoning_effort must be another one or absent, because {info.name} thinks before "
@@ -103,7 +108,11 @@ def reading_of(
     style = info.chat
     return Reading(
         thinking=style.thinking,
-        is_open=style.thinking is not None and switch in style.thinking.opened,
+        is_open=(
+            style.thinking is not None
+            and switch in style.thinking.opened
+            and ask.constraint is None
+        ),
         form=style.tool_format,
         names=frozenset(tool.definition.name for tool in ask.callable_tools),
         is_certain=is_certain,

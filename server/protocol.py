@@ -388,6 +388,15 @@ class ChatRequest(GenerationRequest):
                 f"max_tokens={self.max_tokens} and max_completion_tokens="
                 f"{self.max_completion_tokens} contradict each other; give one",
             )
+        if self.callable_tools and (
+            self.structured_outputs is not None
+            or (self.response_format is not None and self.response_format.type != "text")
+        ):
+            raise FieldError(
+                self.constraint_field,
+                f"{self.constraint_field} cannot come with tools that may be called; "
+                'give one, or tool_choice "none"',
+            )
         if self.budget is not None and self.diffusion.steps is not None:
             raise FieldError(
                 "reasoning_effort",

@@ -196,10 +196,10 @@ def test_a_guide_that_loses_its_grammar_follows_the_closing(
 def test_what_cannot_be_kept_is_refused_in_a_sentence_and_soon(
     languages: Languages, kind: ConstraintKind, source: str, sentence: str
 ):
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(InvalidRequest, match=sentence) as refusal:
         compiled(languages, kind, source)
-    assert time.monotonic() - began < 3.0  # a second on a quiet machine
+    assert time.thread_time() - began < 2.0  # less than a second where nothing else runs
     assert refusal.value.param == "constraint"
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 300

@@ -71,6 +71,16 @@ def test_thinking_streams_before_the_answer(frames: str):
         assert replay(events) == TEXT
 
 
+@pytest.mark.parametrize("chat", [SWITCHED, OPEN])
+def test_an_answer_of_a_format_comes_without_a_thought(chat: ChatStyle):
+    generator = FakeGenerator('{"a": 1}', chat=chat)
+    ask = ASK | {"response_format": {"type": "json_object"}}
+    body = client_of(generator).post(URL, json=ask).json()
+    assert body["choices"][0]["message"]["content"] == '{"a": 1}'
+    assert reasoning_tokens(body) == 0
+    assert generator.enable_thinking == (False if chat is SWITCHED else None)
+
+
 def test_thinking_that_never_ends_is_all_there_is():
     body = client_of(FakeGenerator("<think>What is", chat=SWITCHED)).post(URL, json=ASK).json()
     assert body["choices"][0]["message"]["content"] == ""
