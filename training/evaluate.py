@@ -143,7 +143,7 @@ def row_likelihoods(
     of the vocabulary that may be emitted.
     """
     nll = denoiser.next_token_nll(tokens, segments).double()
-    return (nll * counted).sum(1)
+    return nll.masked_fill(~counted, 0.0).sum(1)  # what is never emitted, padding, costs infinity
 
 
 def counted_tokens(
