@@ -122,7 +122,7 @@ def main() -> None:
     """Measure and report; an invalid call is an error."""
     options = parse_arguments(__doc__, takes_model=True, calls=200, max_tokens=160)
     configure_logging("warning")
-    number = len(TOOLS) if options.quick else options.calls
+    number = 4 if options.quick else options.calls
     worker = EngineWorker(Engine.from_pretrained(options.model, name="tools"))
     worker.start()
     started = time.perf_counter()

@@ -23,6 +23,7 @@ from diffusiongpt.engine.params import (
 )
 from diffusiongpt.engine.policies import MAX_ROUNDS, PRESETS
 from diffusiongpt.server.protocol import MAX_CHOICES, MAX_MESSAGES
+from diffusiongpt.server.tools import MAX_TOOLS, TOOL_NAME
 
 Json = dict[str, Any]
 
@@ -80,6 +81,10 @@ BOUNDS: dict[str, dict[str, Json]] = {
     "gap": {"integer": _between(1)},
     "strength": {"number": _between(0, 1)},
     "TextPart.type": {"string": {"enum": ["text"]}},
+    "tools": {"array": {"maxItems": MAX_TOOLS}},
+    "Tool.type": {"string": {"enum": ["function"]}},
+    "FunctionDefinition.name": {"string": {"pattern": TOOL_NAME}},
+    "FunctionDefinition.parameters": {"object": {"properties": {"type": {"const": "object"}}}},
     "mask": {"integer": _between(1)},
     "JsonSchemaFormat.name": {"string": {"pattern": "^[A-Za-z0-9_-]{1,64}$"}},
     "regex": {"string": _SOURCE},

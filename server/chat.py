@@ -18,7 +18,7 @@ from diffusiongpt.server.protocol import ChatRequest
 from diffusiongpt.server.reading import Reading
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import ChatShape
-from diffusiongpt.server.tool_grammar import forced_calls, strict_calls
+from diffusiongpt.server.tool_grammar import calls_or_answer, forced_calls, strict_calls
 
 
 def chat_routes(models: Models, settings: Settings) -> APIRouter:
@@ -30,23 +30,23 @@ def chat_routes(models: Models, settings: Settings) -> APIRouter:
         ask, generator = await read_ask(request, ChatRequest, models, settings)
         info = generator.info
         names = {"prompt": "messages", "logprobs": "top_logprobs", "draft": "prediction"}
-        if ask.callable_tools:
-            names["constraint"] = "tools"
+        names["constraint"] = "tools" if ask.callable_tools else ask.constraint_field
         with refusing(names):
             switch = thinking_switch(ask, info)
+            calls = language_of_calls(ask, info, switch)
+            if calls is not None:
+                # It may take a moment, and other requests go on meanwhile.
+                await asyncio.to_thread(generator.compile, calls)
             prompt = generator.encode_chat(
                 [message.for_template() for message in ask.messages],
                 tools=[tool.for_template() for tool in ask.offered],
                 enable_thinking=switch,
             )
-            constraint = language_of_calls(ask, info, switch)
-            if constraint is not None:
-                await asyncio.to_thread(generator.compile, constraint)
-            params = with_calls(ask.to_params(info), ask, info, constraint)
+            params = with_calls(ask.to_params(info), ask, info, calls)
             if ask.prediction is not None:
                 params = params.replace(draft=make_draft(ask.prediction.text, ask.diffusion))
             generations = start(generator.submit, [prompt], params, ask.num_choices)
-        reading = reading_of(ask, info, switch, is_certain=constraint is not None)
+        reading = reading_of(ask, info, switch, is_certain=calls is not None)
         shape = ChatShape(reading, generator.decode)
         return await respond(request, ask, generations, shape, info, settings)
 
@@ -60,11 +60,10 @@ def thinking_switch(ask: ChatRequest, info: ModelInfo) -> bool | None:
         ApiError: no thinking is asked for, and the model cannot be told so.
     """
     thinking = info.chat.thinking
-    writes_at_once = ask.must_call or ask.constraint is not None
-    if thinking is None or (ask.reasoning_effort is None and not writes_at_once):
+    if thinking is None or (ask.reasoning_effort is None and not ask.is_bound):
         return None
     if thinking.can_switch:
-        return not writes_at_once and ask.reasoning_effort not in ("none", "instant")
+        return not ask.is_bound and ask.reasoning_effort not in ("none", "instant")
     if ask.reasoning_effort == "none":
         raise invalid(
             f"reasoning_effort must be another one or absent, because {info.name} thinks before "
@@ -83,6 +82,16 @@ def language_of_calls(ask: ChatRequest, info: ModelInfo, switch: bool | None) ->
         if style.thinking is not None and switch in style.thinking.opened:
             lead = style.thinking.closing + "\n\n"
         return forced_calls(functions, style.tool_format, several=ask.several_calls, lead=lead)
+    if functions and ask.constraint is not None:
+        if ask.structured_outputs is not None or not style.tool_format.opening:
+            can = "; response_format can" if style.tool_format.opening else ""
+            raise invalid(
+                f"{ask.constraint_field} cannot go with tools that {info.name} may call{can}, "
+                f"got {len(functions)} tools",
+                ask.constraint_field,
+            )
+        several = ask.several_calls
+        return calls_or_answer(functions, style.tool_format, ask.constraint, several=several)
     if any(function.strict for function in functions):
         return strict_calls(functions, style.tool_format, several=ask.several_calls)
     return None
@@ -106,13 +115,11 @@ def reading_of(
 ) -> Reading:
     """How the answers are read."""
     style = info.chat
+    # A text that must be of a format is all there is: no thought comes before it.
+    thinking = style.thinking if ask.must_call or not ask.is_bound else None
     return Reading(
-        thinking=style.thinking,
-        is_open=(
-            style.thinking is not None
-            and switch in style.thinking.opened
-            and ask.constraint is None
-        ),
+        thinking=thinking,
+        is_open=thinking is not None and switch in thinking.opened,
         form=style.tool_format,
         names=frozenset(tool.definition.name for tool in ask.callable_tools),
         is_certain=is_certain,

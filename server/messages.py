@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from diffusiongpt.server.wire import FieldError, Quickly, Wire, show
 
@@ -59,8 +59,41 @@ class MessageCall(Wire):
     function: CalledFunction
 
 
+_SAYS = {"content": {"type": ["string", "array"]}}
+_CALLS_NOTHING = {"tool_calls": {"anyOf": [{"type": "null"}, {"maxItems": 0}]}}
+# What a message of each role needs, for the OpenAPI document; `Message` checks it.
+_BY_ROLE: list[dict[str, Any]] = [
+    {
+        "properties": {"role": {"enum": ["system", "developer", "user"]}} | _SAYS | _CALLS_NOTHING,
+        "required": ["content"],
+    },
+    {"properties": {"role": {"const": "assistant"}, **_SAYS}, "required": ["content"]},
+    {
+        "properties": {
+            "role": {"const": "assistant"},
+            "tool_calls": {"type": "array", "minItems": 1},
+        },
+        "required": ["tool_calls"],
+    },
+    {
+        "properties": {"role": {"const": "tool"}, "tool_call_id": {"type": "string"}}
+        | _SAYS
+        | _CALLS_NOTHING,
+        "required": ["content", "tool_call_id"],
+    },
+]
+
+
+def _tell_roles(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = _BY_ROLE
+
+
 class Message(Wire):
     """One message of a chat."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="ignore", json_schema_extra=_tell_roles
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[

@@ -388,15 +388,6 @@ class ChatRequest(GenerationRequest):
                 f"max_tokens={self.max_tokens} and max_completion_tokens="
                 f"{self.max_completion_tokens} contradict each other; give one",
             )
-        if self.callable_tools and (
-            self.structured_outputs is not None
-            or (self.response_format is not None and self.response_format.type != "text")
-        ):
-            raise FieldError(
-                self.constraint_field,
-                f"{self.constraint_field} cannot come with tools that may be called; "
-                'give one, or tool_choice "none"',
-            )
         if self.budget is not None and self.diffusion.steps is not None:
             raise FieldError(
                 "reasoning_effort",
@@ -462,6 +453,11 @@ class ChatRequest(GenerationRequest):
     def must_call(self) -> bool:
         """Whether the answer is a call and nothing else."""
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the answer is a call, or what a format says, from its first token on."""
+        return self.must_call or self.constraint is not None
 
     @property
     def several_calls(self) -> bool:

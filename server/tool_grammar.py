@@ -61,6 +61,20 @@ def strict_calls(
     return Constraint(kind="grammar", source="\n".join(rules) + "\n")
 
 
+def calls_or_answer(
+    functions: Sequence[FunctionDefinition], form: ToolFormat, answer: Constraint, *, several: bool
+) -> Constraint:
+    """The language of valid calls, and of JSON that `answer` (a schema, or any object) allows.
+
+    The form must have marks: a matcher cannot tell a bare call from other JSON as it begins.
+    """
+    start = 'call ("\\n" call)*' if several else "call"
+    schema = json.loads(answer.source) if answer.kind == "json_schema" else _ANY_OBJECT
+    rules = [f"start: {start} | answer", f"answer: %json {_spell(schema)}"]
+    rules += _call_rules(functions, form, only_strict=False)
+    return Constraint(kind="grammar", source="\n".join(rules) + "\n")
+
+
 def _call_rules(
     functions: Sequence[FunctionDefinition],
     form: ToolFormat,
@@ -80,8 +94,15 @@ def _call_rules(
         rules.append(f'function_{index}: {json.dumps(head)} arguments_{index} "}}"')
         is_free = only_strict and not function.strict
         schema = _ANY_OBJECT if is_free else _closed(function.schema_of_arguments)
-        rules.append(f"arguments_{index}: %json " + json.dumps({**schema, "x-guidance": _SPELLING}))
+        rules.append(f"arguments_{index}: %json {_spell(schema)}")
     return rules
+
+
+def _spell(schema: dict[str, Any] | bool) -> str:
+    """A schema in a grammar; everything is allowed by true, nothing by false."""
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    return json.dumps({**schema, "x-guidance": _SPELLING})
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:

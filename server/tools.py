@@ -12,7 +12,7 @@ from diffusiongpt.server.schemas import check_schema
 from diffusiongpt.server.wire import FieldError, Wire, show
 
 MAX_TOOLS = 128
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TOOL_NAME = "^[A-Za-z0-9_-]{1,64}$"
 _CHOICES = ("none", "auto", "required")
 
 
@@ -31,7 +31,7 @@ class FunctionDefinition(Wire):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(TOOL_NAME, name):
             raise ValueError(
                 "a function's name must have 1 to 64 letters, digits, underscores and dashes, "
                 f"got {show(name)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_models import write_modernbert
+from tiny_models import edit_config, write_modernbert
 from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -25,6 +25,7 @@ KEYS = {
     "bench_forward.py": ("bundled", "share_of_large_product"),
     "bench_load.py": ("first_frame_ms", "p95"),
     "bench_structured.py": ("share_valid",),
+    "bench_tools.py": ("valid",),
     "bench_page.py": ("canvases", "canvas_32", "cpu_ms", "all"),
 }
 
@@ -39,7 +40,10 @@ def test_a_benchmark_reports_its_ratio_and_the_machine(script, tmp_path):
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     out = tmp_path / "result.json"
     # What is measured through the server needs a tokenizer, so it makes no model of its own.
-    model = ["--model", write_served_model(tmp_path)] if script == "bench_load.py" else []
+    model = []
+    if script in ("bench_load.py", "bench_tools.py"):
+        model = ["--model", write_served_model(tmp_path)]
+        edit_config(tmp_path, max_position_embeddings=2048)
     done = subprocess.run(
         [sys.executable, script, "--quick", "--repeats", "1", "--json", str(out), *model],
         cwd=BENCHMARKS,

@@ -15,7 +15,7 @@ from diffusiongpt.engine import Engine
 from diffusiongpt.engine.worker import EngineWorker
 
 from scripted import serving
-from tiny_models import write_modernbert
+from tiny_models import edit_config, write_modernbert
 from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -26,6 +26,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     section = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [MASK]}
     write_modernbert(folder, vocab_size=VOCAB_SIZE, section=section)
+    # Tools are told in the prompt.
+    edit_config(folder, max_position_embeddings=1024)
     write_tiny_tokenizer(folder)
     return folder
 
@@ -99,3 +101,9 @@ def test_edit_marks_what_changed(url: str):
 def test_structured_output_is_read_by_a_program(url: str):
     text = run("structured_output.py", "Invent a cat.", url=url)
     assert re.search(r" is (black|white|ginger) and \d{1,2} years old\.\n$", text)
+
+
+def test_a_tool_is_called_and_its_result_goes_back(url: str):
+    call, _, answer = run("tool_call.py", "What time is it?", url=url).partition("\n")
+    assert re.fullmatch(r'tell_time \{"zone": ?"(Rome|Oslo)"\}', call)
+    assert len(answer) > 1

@@ -81,7 +81,7 @@ def functions_of(choice):
     return [call["function"] for call in choice["message"].get("tool_calls", ())]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     kind=st.sampled_from(["wide", "blocks", "bundled"]),
     choice=st.sampled_from(["required", NAMED]),

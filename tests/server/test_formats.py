@@ -38,7 +38,6 @@ STRICT = {
     "type": "json_schema",
     "json_schema": {"name": "a_thing", "schema": SCHEMA, "strict": True},
 }
-CALL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 @pytest.fixture
@@ -134,11 +133,6 @@ def with_schema(**fields: Any) -> dict[str, Any]:
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
             "structured_outputs",
             "contradict each other",
-        ),
-        (
-            {"tools": [CALL], "response_format": {"type": "json_object"}},
-            "response_format",
-            "response_format cannot come with tools that may be called",
         ),
         ({"guided_regex": "a"}, "guided_regex", "structured_outputs.regex is its name here"),
         ({"guided_decoding_backend": "x"}, "guided_decoding_backend", "nothing can be chosen"),

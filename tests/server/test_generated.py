@@ -74,6 +74,23 @@ def without_points(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def with_results(body: Any) -> Any:
+    """That results follow their calls, and what arguments are, no schema can say."""
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+        return body
+    messages = []
+    for message in body["messages"]:
+        if message["role"] == "tool":
+            continue
+        messages.append(message)
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            call["id"], call["function"]["arguments"] = str(number), '{"a": 1}'
+            result = {"role": "tool", "tool_call_id": str(number), "content": "x"}
+            messages.append(result)
+    question = {"role": "user", "content": "x"}
+    return body | {"messages": messages or [question]}
+
+
 @functools.cache
 def our_document() -> Any:
     document = copy.deepcopy(APP.openapi())
@@ -94,6 +111,8 @@ def ask(path: str, mode: GenerationMode, run: settings) -> Counter[int]:
     def look(case: Case) -> None:
         if isinstance(case.body, dict | list):
             case.body = without_points(case.body)
+        if mode is GenerationMode.POSITIVE:
+            case.body = with_results(case.body)
         answer = case.call()
         statuses[answer.status_code] += 1
         case.validate_response(answer, checks=CHECKED)
@@ -229,6 +248,8 @@ def wrong_values(bounds: dict[str, dict[str, Any]]) -> list[Any]:
         ("string", "minLength"): lambda limit: "x" * (limit - 1),
         ("string", "maxLength"): lambda limit: "x" * (limit + 1),
         ("string", "enum"): lambda known: f"un{known[0]}",
+        ("string", "pattern"): lambda pattern: "a name",
+        ("object", "properties"): lambda types: {"type": f"un{types['type']['const']}"},
         ("array", "minItems"): lambda limit: ["x"] * (limit - 1),
         ("array", "maxItems"): lambda limit: ["x"] * (limit + 1),
         ("array", "items"): lambda item: [""],
@@ -257,6 +278,16 @@ def place(path: str, name: str, value: Any) -> dict[str, Any] | None:
     components = APP.openapi()["components"]["schemas"]
     if name in components[ROUTES[path].request.__name__]["properties"]:
         return {**GOOD[path], name: value}
+    if name.startswith(("Tool.", "FunctionDefinition.")):
+        tool = {"type": "function", "function": {"name": "f"}}
+        home = tool if name.startswith("Tool.") else tool["function"]
+        home[name.split(".")[1]] = value  # type: ignore[index]
+        return {**GOOD[path], "tools": [tool]} if path == CHAT else None
+    if name == "JsonSchemaFormat.name":
+        named = {"type": "json_schema", "json_schema": {"name": value, "schema": {}}}
+        return {**GOOD[path], "response_format": named}
+    if name in ("regex", "grammar", "choice"):
+        return {**GOOD[path], "structured_outputs": {name: value}}
     if name == "TextPart.type":
         parts = [{"type": value, "text": "hi"}]
         return {"messages": [{"role": "user", "content": parts}]} if path == CHAT else None

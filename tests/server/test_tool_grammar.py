@@ -6,17 +6,16 @@ import json
 import random
 from typing import Any
 
+import jsonschema
+import llguidance
 import pytest
 
 from diffusiongpt.engine.chat import BARE_JSON, HERMES, ToolFormat
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.server.calls import CallSplitter
 from diffusiongpt.server.parts import Collected
-from diffusiongpt.server.tool_grammar import forced_calls, strict_calls
+from diffusiongpt.server.tool_grammar import calls_or_answer, forced_calls, strict_calls
 from diffusiongpt.server.tools import FunctionDefinition
-
-jsonschema = pytest.importorskip("jsonschema")
-llguidance = pytest.importorskip("llguidance")
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = FunctionDefinition(name="get-weather", parameters=CITY, strict=True)
@@ -134,6 +133,27 @@ def test_strict_calls_in_free_text(tokenizer: Any, text: str, several: bool, sin
 def test_strict_calls_without_marks(tokenizer: Any, text: str, is_in: bool):
     constraint = strict_calls([WEATHER], BARE_JSON, several=True)
     assert is_word(tokenizer, constraint, text) is is_in
+
+
+@pytest.mark.parametrize(
+    ("text", "is_in"),
+    [
+        (CALL, True),
+        (f"{CALL}\n{CLOCK_CALL}", True),
+        ('{"city": "Bonn"}', True),
+        ('{"town": 1, "city": "Bonn"}', False),
+        ("Bonn", False),
+        (f'{{"city": "Bonn"}} {CALL}', False),
+    ],
+)
+def test_calls_or_an_answer_of_a_format(tokenizer: Any, text: str, is_in: bool):
+    schema = {**CITY, "additionalProperties": False}
+    answer = Constraint(kind="json_schema", source=json.dumps(schema))
+    language = calls_or_answer([WEATHER, CLOCK], HERMES, answer, several=True)
+    assert is_word(tokenizer, language, text) is is_in
+    language = calls_or_answer([CLOCK], HERMES, Constraint(kind="json_object"), several=False)
+    assert is_word(tokenizer, language, CLOCK_CALL)
+    assert is_word(tokenizer, language, '{"name": "clock", "arguments": [{}, 1]}')
 
 
 def walk(tokenizer: Any, constraint: Constraint, seed: int, limit: int = 400) -> str:

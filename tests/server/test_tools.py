@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageFunctionToolCall
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from diffusiongpt.engine.chat import HERMES, ChatStyle, Thinking
+from diffusiongpt.engine.chat import BARE_JSON, HERMES, ChatStyle, Thinking
 from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.server.answers import ChatAnswer, ChatChunk
 from diffusiongpt.server.app import create_app
@@ -172,7 +172,37 @@ def test_a_strict_function_constrains_the_calls_of_a_free_answer():
     assert len(choice["message"]["tool_calls"]) == 1
 
 
-@settings(max_examples=60, deadline=None)
+FORMAT = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "integer"}}}
+
+
+def test_a_format_is_for_answers_that_do_not_call():
+    choice, generator = post("17", response_format=FORMAT)
+    constraint = generator.generations[0].params.constraint
+    assert constraint is not None
+    assert constraint.source.startswith('start: call ("\\n" call)* | answer\nanswer: %json {"type"')
+    assert choice["message"]["content"] == "17"
+    choice, generator = post(CALL, response_format=FORMAT)
+    assert choice["finish_reason"] == "tool_calls"
+    for fields in ({"tool_choice": NAMED}, {"tool_choice": "required"}):
+        _, generator = post(CALL, response_format=FORMAT, **fields)
+        constraint = generator.generations[0].params.constraint
+        assert constraint is not None
+        assert "answer" not in constraint.source
+    _, generator = post("17", response_format=FORMAT, tool_choice="none")
+    constraint = generator.generations[0].params.constraint
+    assert constraint is not None
+    assert constraint.kind == "json_schema"
+
+
+def test_a_format_does_not_go_with_calls_that_have_no_marks():
+    generator = FakeGenerator(chat=ChatStyle(knows_tools=True, tool_format=BARE_JSON))
+    answer = client_of(generator).post(URL, json=ASK | {"response_format": FORMAT})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "response_format"
+    assert generator.generations == []
+
+
+@settings(max_examples=25, deadline=None)
 @given(
     pieces=st.lists(
         st.sampled_from([CALL, CLOCK_CALL, "<tool_", "call>", " ", "\n", "Grüße", "🎈", "{"]),
@@ -374,6 +404,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         {"parallel_tool_calls": False, "stop": [str(i) for i in range(16)]},
         "stop takes at most 16 strings, got 17",
         "stop",
+    ),
+    (
+        {"structured_outputs": {"regex": "a"}},
+        "structured_outputs cannot go with tools that fake may call; response_format can, got 2",
+        "structured_outputs",
     ),
     ({"functions": [{"name": "f"}]}, "functions is not supported yet", "functions"),
     ({"messages": [QUESTION, RESULT]}, "must answer a call", "messages.1.tool_call_id"),
