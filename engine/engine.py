@@ -45,8 +45,9 @@ from diffusiongpt.engine.report import (
     note_logprobs,
 )
 from diffusiongpt.engine.request import Request, prepare_infill, prepare_request
+from diffusiongpt.engine.running import Running
 from diffusiongpt.engine.sampling import Head
-from diffusiongpt.engine.scheduler import Running, Scheduler, describe_batch
+from diffusiongpt.engine.scheduler import Scheduler, describe_batch
 from diffusiongpt.engine.score import Score, ScoreMethod, score_tokens
 from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.step import denoise

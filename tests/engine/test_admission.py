@@ -23,7 +23,7 @@ from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.pages import Page
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.request import Request
-from diffusiongpt.engine.scheduler import Running
+from diffusiongpt.engine.running import Running
 from diffusiongpt.engine.waiting import MAX_OVERTAKEN, WaitingLine
 
 from toy_models import CausalHashModel, HashModel, toy_engine
