@@ -19,7 +19,7 @@ serve: install
 	$(BIN)/diffusiongpt serve $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: format-check lint typecheck test
 
