@@ -90,7 +90,7 @@ class Engine:
             delete_token_id=model.delete_token_id,
         )
         if config.compile:
-            self._head.compile()
+            self._head.compile(model.vocab_size)
         longest_block = max(self.info.block_length or 0, *self.info.block_lengths, 0)
         capacity = self.info.context_length + config.max_tokens + longest_block
         table = SlotTable(

@@ -181,13 +181,20 @@ class LoadedModel:
         self._compiled = torch.compile(self._network.base_model, dynamic=True, options=options)
         try:
             with torch.inference_mode():  # as denoising runs; other modes are compiled anew
-                self.logits([self.mask_token_id] * 48)
+                self._try_compiled()
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise LoadError(
                 f"compile is on, but {self.name} could not be compiled here "
                 f"(a C++ compiler is needed): {type(error).__name__}: {reason}"
             ) from error
+
+    def _try_compiled(self) -> None:
+        """One forward, in which no two sizes are the same: those that are would be taken to be
+        the same ever after."""
+        ids = torch.full((1, 48), self.mask_token_id, device=self.device)
+        positions = torch.arange(48, device=self.device)
+        self.backbone(ids, positions[None], self.plan(48), positions[:7])
 
     def plan(self, *lengths: int) -> AttentionPlan:
         """The plan of segments that all start at position 0 and see what the family sees."""

@@ -35,7 +35,7 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(tmp_path, monkeypatch)
     def broken(*unused):
         raise RuntimeError("no compiler found\nand much more")
 
-    monkeypatch.setattr(model, "logits", broken)
+    monkeypatch.setattr(model, "backbone", broken)
     with pytest.raises(
         LoadError, match=r"C\+\+ compiler is needed\): RuntimeError: no compiler found$"
     ):

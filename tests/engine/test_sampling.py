@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine import sampling
 from diffusiongpt.engine.bias import BiasList, RowBias
 from diffusiongpt.engine.randomness import Purpose, counter_keys, gumbel
 from diffusiongpt.engine.sampling import (
@@ -180,3 +181,20 @@ def test_banned_tokens_are_never_drawn():
     draws = head.draw(torch.zeros(500, 2), draw_params(500, temperature=2.0), truncate=False)
     assert set(draws.token_id.tolist()) == {0, 3}
     assert torch.allclose(draws.log_prob.exp(), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 8, 9])
+def test_rows_drawn_in_parts_are_those_drawn_together(monkeypatch, num_rows, truncate):
+    monkeypatch.setattr(sampling, "_NUM_CACHED", 4 * 30)
+    torch.manual_seed(num_rows)
+    logits = torch.randn(num_rows, 30)
+    real, whole = torch.rand(num_rows), torch.arange(num_rows)
+    params = DrawParams(whole * 7919, real * 2, real, whole % 5, real / 9)
+    together = draw_tokens(
+        logits.index_fill(1, torch.tensor([2]), BANNED), params, truncate=truncate
+    )
+    head = Head(torch.clone, torch.tensor([2]), chunk=8, pad=False)
+    parts = head.draw(logits, params, truncate=truncate)
+    assert torch.equal(parts.token_id, together.token_id)
+    assert torch.equal(parts.log_prob, together.log_prob)
