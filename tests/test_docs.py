@@ -138,8 +138,8 @@ def test_every_meter_is_documented():
 
 def quoted_commands():
     for path in DOCUMENTS:
-        blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", path.read_text(), re.DOTALL | re.M)
-        for block in blocks:
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.DOTALL | re.M)
+        for block in (text for language, text in blocks if language in ("bash", "sh")):
             for line in re.sub(r"\\\n\s*", " ", block).splitlines():
                 yield path.name, line.split("#")[0].strip()
 
@@ -166,6 +166,59 @@ def test_every_quoted_command_exists():
             assert (ROOT / words[1]).is_file(), (document, line)
             seen += 1
     assert seen > 10
+
+
+# What runs a quoted command, or one like it on something small; or why nothing does.
+RUN_BY = {
+    "diffusiongpt serve": "test_operations.py::test_settings_come_from_flag_variable_and_file",
+    "diffusiongpt chat": "cli/test_commands.py::test_chat_answers_and_obeys_slash_commands",
+    "diffusiongpt generate": "cli/test_commands.py::test_generate_prints_the_same_answer",
+    "diffusiongpt bench": "cli/test_commands.py::test_bench_prints_a_table_or_json",
+    "TRAIN tokenizer": "test_end_to_end.py::test_what_was_trained_is_served_to_the_openai_client",
+    "TRAIN train": "test_end_to_end.py::test_what_was_trained_is_served_to_the_openai_client",
+    "TRAIN sft": "test_end_to_end.py::test_what_was_trained_is_served_to_the_openai_client",
+    "TRAIN export": "test_end_to_end.py::test_what_was_trained_is_served_to_the_openai_client",
+    "TRAIN eval": "training/test_compare.py::test_one_table_holds_every_block_length",
+    "TRAIN ngram": "training/test_evaluate.py::test_the_ngram_matches_its_formula",
+    "TRAIN sweep": "training/test_sweep.py::test_a_sweep_resumes_finds_the_best",
+    "TRAIN push": "training/test_publish.py::test_",
+    "TRAIN harness": "training/test_harness.py::test_",
+    "TRAIN convert": "training/test_backbones.py::test_",
+    "curl": "test_quickstart.py::test_what_is_sent_is_answered",
+    "python examples/": "test_examples.py::test_every_example_is_run",
+    "python benchmarks/": "test_benchmarks.py::test_every_benchmark_is_tested",
+}
+NOT_RUN = {
+    "make": "it makes the environment that the tests run in; what it calls is tested",
+    "source": "it only puts the environment's commands on the path",
+    "torchrun": "tests/training/test_runs.py starts two processes by torch's own launcher",
+    "pip install": "it installs what the tests have already",
+    "apt-get": "it installs a browser",
+}
+
+
+def test_every_quoted_command_is_run_or_says_why_not():
+    ways = ("diffusiongpt", "python -m diffusiongpt.training")
+    unknown, continued = [], False
+    for document, line in quoted_commands():
+        is_body, quotes = continued, line.count("'") % 2
+        continued = continued != bool(quotes)
+        words = line.split()
+        if is_body or not words:
+            continue
+        for way in ways:
+            rest = line.removeprefix(f"{way} ")
+            if rest != line and rest.split()[0] in TRAINING_COMMANDS:
+                line = f"TRAIN {rest}"
+        if not any(line.startswith(known) for known in (*RUN_BY, *NOT_RUN)):
+            unknown.append((document, line))
+    assert not unknown
+
+
+@pytest.mark.parametrize("command", RUN_BY)
+def test_what_runs_a_quoted_command_is_there(command):
+    file, _, name = RUN_BY[command].partition("::")
+    assert f"def {name}" in (ROOT / "tests" / file).read_text()
 
 
 def test_every_link_leads_somewhere():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -41,11 +42,12 @@ def url(folder: Path):
     worker.stop()
 
 
-def run(name: str, *arguments: str, url: str = "") -> str:
+def run(name: str, *arguments: str, url: str = "", folder: Path | None = None) -> str:
     done = subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments],
         capture_output=True,
         env={**os.environ, "DIFFUSIONGPT_URL": url, "PYTHONUTF8": "1"},
+        cwd=folder,
         timeout=120,
         check=False,
     )
@@ -107,3 +109,12 @@ def test_a_tool_is_called_and_its_result_goes_back(url: str):
     call, _, answer = run("tool_call.py", "What time is it?", url=url).partition("\n")
     assert re.fullmatch(r'tell_time \{"zone": ?"(Rome|Oslo)"\}', call)
     assert len(answer) > 1
+
+
+def test_a_model_is_trained_and_writes(tmp_path: Path):
+    texts = "The cat sat on the mat and the dog ran home.\n" * 60
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "stories.txt").write_text(texts)
+    *_, answer = run("train.py", "data", "6", folder=tmp_path).rstrip("\n").split("\n")
+    assert len(ast.literal_eval(answer)) > 1
+    assert (tmp_path / "runs" / "example" / "model" / "final" / "model.safetensors").is_file()
