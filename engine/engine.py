@@ -509,8 +509,8 @@ class Engine:
             try:
                 changes = self._scheduler.write_forced(running)
             except Exception as error:
-                # Whatever it was, it ends this request only.
-                frames += self._fail([running], error)
+                # Whatever it was, it ends this request only, and says nothing of the engine.
+                frames.append(self._end(running, _describe(error)))
                 continue
             if changes:
                 note_certain(running, changes, self.tokenizer)
@@ -551,10 +551,17 @@ class Engine:
 
     def _fail(self, batch: Sequence[Running], error: Exception) -> list[Frame]:
         """End the requests of a failed tick and free their slots."""
-        message = f"the engine failed in this step: {type(error).__name__}: {error}"
+        message = _describe(error)
         self._failures += 1
         if self._failures >= _MAX_FAILURES:
             self.failure = f"{self._failures} steps in a row failed, the last one so: {message}"
-        for running in batch:
-            self._scheduler.remove(running.request.request_id)
-        return [last_frame(running.request, message) for running in batch]
+        return [self._end(running, message) for running in batch]
+
+    def _end(self, running: Running, message: str) -> Frame:
+        """End a request that failed and free its slot."""
+        self._scheduler.remove(running.request.request_id)
+        return last_frame(running.request, message)
+
+
+def _describe(error: Exception) -> str:
+    return f"the engine failed in this step: {type(error).__name__}: {error}"

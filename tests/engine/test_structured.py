@@ -114,6 +114,24 @@ def test_forced_text_takes_no_forward_and_is_certain(engine: Engine):
     assert len(committed) == usage.completion_tokens
 
 
+def test_guides_that_fail_end_their_requests_and_no_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> list[int]:
+        raise RuntimeError("a grammar gave up")
+
+    monkeypatch.setattr("diffusiongpt.engine.guide.Guide.take_forced", fail)
+    guided = GenerationParams(max_tokens=30, constraint=PERSON, seed=1)
+    free = GenerationParams(max_tokens=30, seed=1)
+    requests = [engine.prepare(PROMPT, each) for each in (guided, guided, free, guided, guided)]
+    last = [frames[-1] for frames in engine._run(requests).values()]
+    failed = [frame.finish_reason is FinishReason.ERROR for frame in last]
+    assert failed == [True, True, False, True, True]
+    assert "a grammar gave up" in (last[0].error or "")
+    assert engine.failure is None
+    assert engine.is_idle
+
+
 def test_greedy_and_biased_draws_are_kept_within_the_language(engine: Engine):
     digit = engine.encode("7")[0]
     params = GenerationParams(
