@@ -27,6 +27,17 @@ except ImportError:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT_MS = 30_000
+ALL_KEPT = """() => new Promise((resolve, reject) => {
+  const opening = indexedDB.open("diffusiongpt");
+  opening.onerror = () => reject(opening.error);
+  opening.onsuccess = () => {
+    const chats = opening.result.transaction("chats").objectStore("chats").getAll();
+    chats.onsuccess = () => {
+      opening.result.close();
+      resolve(chats.result.length > 0 && !JSON.stringify(chats.result).includes('"running"'));
+    };
+  };
+})"""
 FILLED = """root => [...root.querySelectorAll("span:not(.mask)")]
     .map((box) => box.previousSibling.data + box.textContent).join("")"""
 
@@ -67,6 +78,14 @@ class Stage:
         """Wait until so many answers stand, none of them running."""
         sync_api.expect(self.page.locator(".answer")).to_have_count(count)
         sync_api.expect(self.page.locator(".answer.running")).to_have_count(0)
+
+    def kept(self) -> None:
+        """Wait until the browser keeps every answer as it ended: it writes after it shows."""
+        for _ in range(600):
+            if self.page.evaluate(ALL_KEPT):
+                return
+            self.page.wait_for_timeout(20)
+        raise AssertionError("the browser did not keep what was answered")
 
     def filled_text(self, expected: str) -> str:
         """The text of all filled positions; waits for it to be what is expected."""

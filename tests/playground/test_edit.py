@@ -66,6 +66,7 @@ def test_an_instruction_goes_with_the_draft_and_is_kept_with_it(stage):
     page.get_by_label("Write it again").click()
     stage.done()
     assert [each.params.draft for each in stage.generator.generations] == [Draft(DRAFT)] * 2
+    stage.kept()
     page.reload()
     page.locator("#chat-list .entry").click()
     expect(page.locator(".word.changed")).to_have_text("dog")

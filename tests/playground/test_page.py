@@ -354,6 +354,7 @@ def test_chats_are_kept_and_come_back_with_their_replays(stage):
     stage.done()
     page = stage.page
     expect(page.locator("#chat-list .entry")).to_have_text("Tell me about the cat.")
+    stage.kept()
     page.reload()
     page.locator("#chat-list .entry").click()
     expect(page.locator(".prose")).to_have_text(TEXT)
