@@ -47,6 +47,7 @@ ROWS: tuple[dict[str, object], ...] = (
     {"policy": "random", "steps": 8, "edits": EditParams(threshold=0.5, max_rounds=4)},
     {"policy": "random", "steps": 8, "edits": EditParams(threshold=1.0, doubt=0.1, max_rounds=4)},
     {"policy": "verify"},
+    {"policy": "wino", "threshold": 0.3, "block_length": 8},
     {"policy": "p2", "steps": 16},
     {"policy": "ancestral", "steps": 32},
     {"policy": "remdm", "steps": 64},

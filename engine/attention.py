@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -50,12 +50,16 @@ class AttentionPlan:
             positions counted from the segment's start. None: a segment sees all of itself.
         block_lengths: the same for each segment, where they differ; empty: `block_length`.
         caches: of each segment, or empty; a segment with a cache goes on where that ends.
+        shadows: of each segment, or empty. A segment of shadows stands at consecutive positions of
+            the segment before it, from the given one on; each of its tokens sees all of that
+            segment but the token at its own position, and itself. Nothing sees shadows.
     """
 
     lengths: tuple[int, ...]
     block_length: int | None = None
     block_lengths: tuple[int | None, ...] = ()
     caches: tuple[SlotCache | None, ...] = ()
+    shadows: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -69,6 +73,10 @@ class AttentionPlan:
             )
         if len(self.caches) not in (0, len(self.lengths)):
             raise ValueError(f"{len(self.lengths)} segments have {len(self.caches)} caches")
+        if len(self.shadows) not in (0, len(self.lengths)):
+            raise ValueError(f"{len(self.lengths)} segments have {len(self.shadows)} shadows")
+        if self.shadows and self.shadows[0] is not None:
+            raise ValueError("the first segment has none before it that it could shadow")
 
     @cached_property
     def num_tokens(self) -> int:
@@ -77,18 +85,20 @@ class AttentionPlan:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Neighbours of one length and block length together, but what has a cache alone."""
+        """Neighbours of one length and block length together, but what has a cache, and shadows,
+        alone."""
         runs: list[Run] = []
         start = 0
         blocks = self.block_lengths or (self.block_length,) * len(self.lengths)
         caches = self.caches or (None,) * len(self.lengths)
-        for length, block, cache in zip(self.lengths, blocks, caches, strict=True):
-            last = runs[-1] if runs and runs[-1].cache is None and cache is None else None
-            if last and (last.length, last.block_length) == (length, block):
-                runs[-1] = Run(last.start, last.count + 1, length, block, None)
+        shadows = self.shadows or (None,) * len(self.lengths)
+        for segment in zip(self.lengths, blocks, caches, shadows, strict=True):
+            last = runs[-1] if runs else None
+            if last and segment == (last.length, last.block_length, None, None) and last.is_plain:
+                runs[-1] = replace(last, count=last.count + 1)
             else:
-                runs.append(Run(start, 1, length, block, cache))
-            start += length
+                runs.append(Run(start, 1, *segment))
+            start += segment[0]
         return tuple(runs)
 
 
@@ -101,6 +111,12 @@ class Run:
     length: int
     block_length: int | None
     cache: SlotCache | None
+    shadows: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its segments see themselves alone."""
+        return self.cache is None and self.shadows is None
 
 
 def packed_attention(
@@ -156,22 +172,33 @@ def attend_packed(
             f"got queries of shape {tuple(query.shape)}"
         )
     outputs = []
+    seen_keys = seen_values = key[:, :, :0]
+    num_before = 0
     for run in plan.runs:
         tokens = slice(run.start, run.start + run.count * run.length)
-        keys, values = (_by_segment(heads[0, :, tokens], run.length) for heads in (key, value))
+        queries, keys, values = (
+            _by_segment(heads[0, :, tokens], run.length) for heads in (query, key, value)
+        )
+        if run.shadows is not None:
+            limits = Limits.of(seen_keys.shape[2], window, run.block_length)
+            mask = _shadow_mask(
+                num_before + run.shadows,
+                run.length,
+                seen_keys.shape[2],
+                limits,
+                query.dtype,
+                query.device,
+            )
+            keys, values = torch.cat([seen_keys, keys], 2), torch.cat([seen_values, values], 2)
+            outputs.append(_attend_once(queries, keys, values, mask, scaling)[0])
+            continue
         num_before = 0
         if run.cache is not None:
             num_before = run.cache.length
             keys, values = run.cache.extend(layer, keys, values)
-        output = _attend(
-            _by_segment(query[0, :, tokens], run.length),
-            keys,
-            values,
-            Limits.of(keys.shape[2], window, run.block_length),
-            scaling,
-            num_before,
-        )
-        outputs.append(output.flatten(0, 1))
+        limits = Limits.of(keys.shape[2], window, run.block_length)
+        outputs.append(_attend(queries, keys, values, limits, scaling, num_before).flatten(0, 1))
+        seen_keys, seen_values = keys[-1:], values[-1:]
     return torch.cat(outputs)[None]
 
 
@@ -215,6 +242,15 @@ class Limits:
             last = min(last, -(-stop // self.block_length) * self.block_length)
         return first, last
 
+    def hide(self, query: Tensor, key: Tensor) -> Tensor:
+        """Which keys (K,) are hidden from which queries (Q, 1), (Q, K) bool."""
+        hidden = torch.zeros(len(query), len(key), dtype=torch.bool, device=key.device)
+        if self.window is not None:
+            hidden |= (query - key).abs() >= self.window
+        if self.block_length is not None:
+            hidden |= key // self.block_length > query // self.block_length
+        return hidden
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -247,16 +283,30 @@ def _attend(
     outputs = []
     for tile in _tiles(num_before, num_before + query.shape[2], key.shape[2], limits):
         keys = slice(tile.first, tile.last)
-        output = F.scaled_dot_product_attention(
+        output = _attend_once(
             query[:, :, tile.start - num_before : tile.stop - num_before],
             key[:, :, keys],
             value[:, :, keys],
-            attn_mask=_mask(tile, limits, query.dtype, query.device),
-            scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
+            _mask(tile, limits, query.dtype, query.device),
+            scaling,
         )
-        outputs.append(output.transpose(1, 2))
+        outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _attend_once(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """(n, H, L, D) to (n, L, H, D) in one call."""
+    output = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return output.transpose(1, 2)
 
 
 def _mask(tile: Tile, limits: Limits, dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -275,15 +325,31 @@ def _build_mask(
 ) -> Tensor | None:
     query = torch.arange(tile.start, tile.stop, device=device)[:, None]
     key = torch.arange(tile.first, tile.last, device=device)
-    hidden = torch.zeros(len(query), len(key), dtype=torch.bool, device=device)
-    if limits.window is not None:
-        hidden |= (query - key).abs() >= limits.window
-    if limits.block_length is not None:
-        hidden |= key // limits.block_length > query // limits.block_length
-    if not hidden.any():
-        return None
+    hidden = limits.hide(query, key)
+    return _additive(hidden, dtype) if hidden.any() else None
+
+
+@lru_cache(maxsize=_CACHED_MASKS)
+def _shadow_mask(
+    place: int,
+    count: int,
+    num_keys: int,
+    limits: Limits,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The additive mask (count, num_keys + count) of shadows at the keys from `place` on: each
+    sees the keys within its limits but the one at its own place, and of the shadows itself."""
+    query = torch.arange(place, place + count, device=device)[:, None]
+    key = torch.arange(num_keys, device=device)
+    hidden = limits.hide(query, key) | (key == query)
+    others = ~torch.eye(count, dtype=torch.bool, device=device)
+    return _additive(torch.cat([hidden, others], dim=1), dtype)
+
+
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     # Additive in the queries' dtype: SDPA would turn a boolean mask into that in every layer.
-    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
 
 # The plan of the forward under way, for compiled models: an operator takes tensors and numbers.

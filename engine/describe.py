@@ -24,7 +24,7 @@ def describe_model(model: LoadedModel, config: EngineConfig) -> ModelInfo:
         defaults = GenerationParams(**filled)
     except (TypeError, InvalidRequest) as error:
         raise LoadError(f"the model's sampler defaults cannot be used: {error}") from error
-    if PRESETS[policy].looks_back and not model.can_edit:
+    if PRESETS[policy].needs_edit_training and not model.can_edit:
         raise LoadError(
             f"the model's default policy {policy} revises filled positions, "
             "which the model was not trained to predict"
@@ -40,6 +40,7 @@ def describe_model(model: LoadedModel, config: EngineConfig) -> ModelInfo:
         max_tokens=config.max_tokens,
         defaults=defaults,
         can_edit=model.can_edit,
+        logit_shift=model.logit_shift,
         block_lengths=model.block_lengths,
     )
 

@@ -23,6 +23,10 @@ class Window:
 
     With a cache it sees what that keeps as well, and positions count from the canvas's start;
     without one they count from `start`. `block_length` is of block-causal attention, or None.
+    From `shadows_from` on, `num_shadows` positions have a shadow each: a mask that stands there
+    too, sees all but the token at its place, and is seen by nothing. So its logits say what the
+    rest of the canvas makes of that place, even if the model never learnt to predict filled
+    positions.
     """
 
     slot: int
@@ -30,11 +34,18 @@ class Window:
     stop: int
     cache: SlotCache | None = None
     block_length: int | None = None
+    shadows_from: int = 0
+    num_shadows: int = 0
 
     @property
     def length(self) -> int:
-        """Tokens of the window."""
+        """Positions of the window."""
         return self.stop - self.start
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model computes: its positions and their shadows."""
+        return self.length + self.num_shadows
 
     @property
     def first_position_id(self) -> int:
@@ -46,9 +57,10 @@ class Window:
 class Grid:
     """The positions of each slot's block, (A, W) each; rows shorter than W are padded.
 
-    `position` is a canvas position, `packed` the packed token whose logits predict it, `held`
-    the token id it holds. `inside` is no padding, `masked` is still to fill, `filled` holds a
-    token that may be revised, and `candidate` is what may be committed in this step.
+    `position` is a canvas position, `packed` the packed token whose logits predict it (its shadow
+    where it is filled and has one), `held` the token id it holds. `inside` is no padding,
+    `masked` is still to fill, `filled` holds a token that may be revised, and `candidate` is what
+    may be committed in this step.
     """
 
     position: Tensor
@@ -76,13 +88,20 @@ def block_grid(
         in_window = (in_window - 1).clamp(min=0)
     slot = rows.slot[:, None]
     masked = inside & table.masked[slot, position]
+    filled = inside & ~masked & table.revisable[slot, position]
+    packed = offsets[:, None] + in_window
+    if any(window.num_shadows for window in windows):
+        shadowed = torch.tensor([window.num_shadows > 0 for window in windows], device=device)
+        lengths = torch.tensor([window.length for window in windows], device=device)
+        shadow = (offsets + lengths - rows.block_start)[:, None] + position
+        packed = torch.where(filled & shadowed[:, None], shadow, packed)
     return Grid(
         position=position,
-        packed=offsets[:, None] + in_window,
+        packed=packed,
         held=table.ids[slot, position],
         inside=inside,
         masked=masked,
-        filled=inside & ~masked & table.revisable[slot, position],
+        filled=filled,
         candidate=masked,
         hitting=table.hitting[slot, position],
     )
@@ -91,7 +110,7 @@ def block_grid(
 def _offsets(windows: Sequence[Window]) -> list[int]:
     total, ends = 0, []
     for window in windows:
-        total += window.length
+        total += window.num_tokens
         ends.append(total)
     return ends
 

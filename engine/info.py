@@ -25,6 +25,7 @@ class ModelInfo:
         vocab_size: rows of the embedding. num_parameters: weights, tied ones once.
         max_tokens: longest completion the engine's canvases hold.
         can_edit: whether it was trained to predict filled positions, too.
+        logit_shift: whether the logits at a position predict the next one.
         defaults: sampler defaults, every field filled in but `steps`, `seed` and `edits`.
         chat: how its chats are written.
     """
@@ -39,5 +40,6 @@ class ModelInfo:
     max_tokens: int
     defaults: GenerationParams
     can_edit: bool = False
+    logit_shift: bool = False
     block_lengths: tuple[int, ...] = ()
     chat: ChatStyle = PLAIN_CHAT

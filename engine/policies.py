@@ -34,6 +34,8 @@ be revised: edited, or masked again (`revise.py`).
 |---------------|--------------|-------------------------------------------------|------------|
 | joint         | threshold    | edits: what is surely another token             | 2602.08676 |
 | verify        | threshold    | masks again what a look at the full block doubts| 2505.23842 |
+| wino          | threshold    | masks again, in each step, what the rest of the | 2507.18578 |
+|               |              | canvas doubts (leave-one-out, by shadows)       |            |
 | p2            | confidence   | keeps the best of all positions, filled or not  | 2502.03540 |
 | remdm         | ancestral    | masks again by coins, at most a share `remask`  | 2503.00307 |
 | remdm_rescale | ancestral    | the same, a share of the most that may be       | 2503.00307 |
@@ -80,6 +82,9 @@ class Policy:
         edit_margin: and at least this many times that of the token it replaces.
         doubt: mask a position of a full block again when the token that it holds has less than
             this probability.
+        shadowed: look at a filled position through a shadow, a mask at its place that sees all but
+            its token (WINO); then any model will do. What is doubted is masked again in every
+            step, the least likely first, and one fewer than the step commits.
         planned: keep the best of all positions by their probability, as many as the step budget
             says; the others are masked again. Rank by confidence.
         remask: eta, the share of filled positions that a step masks again at most, by coins;
@@ -107,6 +112,7 @@ class Policy:
     edit_threshold: float = INFINITY
     edit_margin: float = 1.0
     doubt: float = 0.0
+    shadowed: bool = False
     planned: bool = False
     remask: float = 0.0
     remask_rescaled: bool = False
@@ -124,9 +130,19 @@ class Policy:
 
     @property
     def looks_back(self) -> bool:
-        """Whether it looks at the distribution of filled positions, which a model predicts
-        only if it was trained to."""
+        """Whether it looks at the distribution of filled positions."""
         return self.edit_threshold < INFINITY or self.doubt > 0.0 or self.planned
+
+    @property
+    def casts_shadows(self) -> bool:
+        """Whether it looks at filled positions through shadows."""
+        return self.shadowed and self.looks_back
+
+    @property
+    def needs_edit_training(self) -> bool:
+        """Whether it asks the model about tokens that the model sees, which it predicts only if it
+        was trained to."""
+        return self.looks_back and not self.shadowed
 
     @property
     def tosses(self) -> bool:
@@ -157,6 +173,7 @@ PRESETS: Mapping[str, Policy] = MappingProxyType(
             confidence=1.0, threshold=0.7, adaptive=True, edit_threshold=0.5, max_rounds=16
         ),
         "verify": Policy(confidence=1.0, threshold=0.6, adaptive=True, doubt=0.1, max_rounds=4),
+        "wino": Policy(confidence=1.0, threshold=0.6, adaptive=True, doubt=0.9, shadowed=True),
         "p2": Policy(confidence=1.0, planned=True),
         "remdm": Policy(hitting_time=1.0, timed=True, remask=0.008),
         "remdm_rescale": Policy(hitting_time=1.0, timed=True, remask=0.015, remask_rescaled=True),

@@ -49,6 +49,11 @@ class Request:
         """The token ids before the completion."""
         return self.canvas.prompt
 
+    @property
+    def num_shadows(self) -> int:
+        """Most shadows that a forward computes of it."""
+        return self.blocks.max_rows if self.policy.casts_shadows else 0
+
     def integers(self) -> SlotIntegers:
         """The whole numbers of its slot."""
         params, policy = self.params, self.policy
@@ -63,6 +68,7 @@ class Request:
             timed=int(policy.timed),
             stable=policy.stable,
             looks_back=int(policy.looks_back),
+            shadowed=int(policy.shadowed),
             planned=int(policy.planned),
             tosses=int(policy.tosses),
             remask_rescaled=int(policy.remask_rescaled),
@@ -202,7 +208,7 @@ def _prepare(
     if params.gap is not None and params.gap > MAX_GAP:
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
     blocks = plan_blocks(canvas, params, info)
-    _check_cache(params, blocks, info)
+    _check_cache(params, policy, blocks, info)
     num_masked = canvas.num_masked
     num_blocks = sum(
         None in canvas.region[start - blocks.prompt_length : end - blocks.prompt_length]
@@ -346,9 +352,17 @@ def _check_max_tokens(params: GenerationParams, info: ModelInfo) -> None:
         )
 
 
-def _check_cache(params: GenerationParams, blocks: BlockPlan, info: ModelInfo) -> None:
+def _check_cache(
+    params: GenerationParams, policy: Policy, blocks: BlockPlan, info: ModelInfo
+) -> None:
     if params.cache in (None, "off"):
         return
+    if policy.casts_shadows:
+        raise InvalidRequest(
+            f"cache must be off or absent with {params.policy}, which looks at all of the canvas "
+            f"anew in every step, got {params.cache!r}",
+            "cache",
+        )
     if info.attention == "block_causal":
         raise InvalidRequest(
             f"cache must be off or absent, because {info.name} is block-causal and keeps its "

@@ -42,7 +42,13 @@ def resolve_policy(params: GenerationParams, info: ModelInfo) -> Policy:
         # the hitting times only order them (the first-hitting sampler, arXiv 2409.02908).
         preset = dataclasses.replace(preset, timed=False)
     policy = _with_edits(_with_parameters(name, preset, params), params.edits)
-    if policy.looks_back and not info.can_edit:
+    if policy.casts_shadows and info.logit_shift:
+        raise InvalidRequest(
+            f"{name} needs a model whose logits are those of their own position, and "
+            f"{info.name}'s are those of the next; verify takes a look at a full block instead",
+            "policy",
+        )
+    if policy.needs_edit_training and not info.can_edit:
         raise InvalidRequest(
             f"{info.name} was not trained to predict filled positions, so they cannot be edited, "
             f"got policy={name!r} and edits={params.edits!r}",

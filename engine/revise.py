@@ -22,12 +22,13 @@ class RevisionRows:
     """How each slot revises, (A,) each; see `policies.Policy`.
 
     `log_edit_threshold`, `log_edit_margin` and `log_doubt` are logarithms of what the policy
-    says; `planned`, `tosses` and `remask_rescaled` are bool, `max_rounds` is int64.
+    says; `shadowed`, `planned`, `tosses` and `remask_rescaled` are bool, `max_rounds` is int64.
     """
 
     log_edit_threshold: Tensor
     log_edit_margin: Tensor
     log_doubt: Tensor
+    shadowed: Tensor
     planned: Tensor
     tosses: Tensor
     remask: Tensor
@@ -52,6 +53,22 @@ def choose_edits(
     is_sure = statistics.log_top > revision.log_edit_threshold[:, None]
     gain = statistics.log_top - statistics.log_held
     return filled & is_other & is_sure & (gain >= revision.log_edit_margin[:, None])
+
+
+def choose_doubted(
+    revision: RevisionRows,
+    statistics: RowStatistics,
+    filled: Tensor,
+    is_full: Tensor,
+    most: Tensor,
+) -> Tensor:
+    """Filled positions (A, W) whose token has too little probability: of a full block all, of
+    another one, where shadows are cast, at most so many (A,), the least likely first (WINO,
+    arXiv 2507.18578: what is masked again is one less than what is committed)."""
+    doubted = filled & (statistics.log_held < revision.log_doubt[:, None])
+    rank = ranks((-statistics.log_held).masked_fill(~doubted, -torch.inf))
+    within = revision.shadowed[:, None] & (rank < most[:, None])
+    return doubted & (is_full[:, None] | within)
 
 
 def filled_share(revision: RevisionRows, time: Tensor) -> Tensor:

@@ -97,8 +97,9 @@ class Running:
         blocks = self.request.blocks
         # Blocks of a draft may be passed over, and are computed with the next one that is not.
         if self.cache is None or not self.cache.is_exact or self.draft:
-            return blocks.max_window
-        return max(self.window().length, min(2 * blocks.block_length, blocks.max_window))
+            return blocks.max_window + self.request.num_shadows
+        most = max(self.window().length, min(2 * blocks.block_length, blocks.max_window))
+        return most + self.request.num_shadows
 
     @property
     def step(self) -> int:
@@ -109,11 +110,20 @@ class Running:
         """What the model computes of the canvas in the next step."""
         blocks = self.request.blocks
         start, stop = blocks.window(self.block_end)
-        if self.cache is None:
-            return Window(self.slot, start, stop, block_length=blocks.causal_block)
-        if self.cache.extent:
-            stop = self.block_end
-        return Window(self.slot, self.cache.length, stop, self.cache, blocks.causal_block)
+        if self.cache is not None:
+            start = self.cache.length
+            stop = self.block_end if self.cache.extent else stop
+        shadowed = self.request.policy.casts_shadows
+        num_shadows = self.block_end - self.block_start if shadowed else 0
+        return Window(
+            self.slot,
+            start,
+            stop,
+            self.cache,
+            blocks.causal_block,
+            self.block_start,
+            num_shadows,
+        )
 
     def note_forward(self, step: int, is_open: bool) -> None:
         """Note that a forward took the block to `step`; it saw all settled blocks clean."""

@@ -80,8 +80,8 @@ class Scheduler:
     def max_tokens(self, request: Request) -> int:
         """Most tokens that one forward computes of a request."""
         if self._keeps_blocks(request) and request.draft is None:
-            return request.blocks.max_cached_window
-        return request.blocks.max_window
+            return request.blocks.max_cached_window + request.num_shadows
+        return request.blocks.max_window + request.num_shadows
 
     def num_kept(self, request: Request) -> int:
         """Positions of a request whose keys and values are kept while it runs."""

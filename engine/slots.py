@@ -42,6 +42,7 @@ class SlotIntegers:
     timed: int
     stable: int
     looks_back: int
+    shadowed: int
     planned: int
     tosses: int
     remask_rescaled: int
@@ -82,7 +83,16 @@ class SlotReals:
 
 
 NUM_CREDITS = 4  # tokens with credit, of each position
-_FLAGS = ("blind", "adaptive", "timed", "looks_back", "planned", "tosses", "remask_rescaled")
+_FLAGS = (
+    "blind",
+    "adaptive",
+    "timed",
+    "looks_back",
+    "shadowed",
+    "planned",
+    "tosses",
+    "remask_rescaled",
+)
 _INTEGERS = {field.name: column for column, field in enumerate(fields(SlotIntegers))}
 _REALS = {field.name: column for column, field in enumerate(fields(SlotReals))}
 _BLOCK = slice(_INTEGERS["block_start"], _INTEGERS["round"] + 1)

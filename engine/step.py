@@ -9,15 +9,16 @@ Legend: A slots of the batch, W positions of the widest block, T packed tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from diffusiongpt.engine.attention import AttentionPlan
 from diffusiongpt.engine.bias import BatchBias
+from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.commit import choose_positions, commits_due
 from diffusiongpt.engine.frontier import Frontier
 from diffusiongpt.engine.grid import (
@@ -31,6 +32,7 @@ from diffusiongpt.engine.grid import (
 from diffusiongpt.engine.history import credit_tokens, is_steady
 from diffusiongpt.engine.randomness import Purpose, counter_keys
 from diffusiongpt.engine.revise import (
+    choose_doubted,
     choose_edits,
     choose_kept,
     remask_chances,
@@ -217,16 +219,12 @@ def _forward(
 ) -> tuple[Tensor, Grid]:
     """The hidden states (R, H) of all `wanted` positions (A, W), and a grid whose `packed` says
     where each one's lies; of all tokens where forwards are padded to be alike."""
-    lengths = [window.length for window in windows]
-    ids = torch.cat([table.ids[w.slot, w.start : w.stop] for w in windows])
-    position_ids = torch.cat(
-        [
-            torch.arange(w.first_position_id, w.first_position_id + w.length, device=ids.device)
-            for w in windows
-        ]
-    )
-    caches = [window.cache for window in windows]
-    blocks = [window.block_length for window in windows]
+    segments = [segment for window in windows for segment in _segments(table, window)]
+    ids, position_ids = (torch.cat(each) for each in zip(*(s[:2] for s in segments), strict=True))
+    lengths = [len(segment.ids) for segment in segments]
+    caches = [segment.cache for segment in segments]
+    shadows = [segment.shadows for segment in segments]
+    blocks = [segment.block_length for segment in segments]
     if padding := max(facts.num_tokens - len(ids), 0):
         ids = torch.cat([ids, ids.new_zeros(padding)])
         position_ids = torch.cat([position_ids, position_ids.new_zeros(padding)])
@@ -234,7 +232,13 @@ def _forward(
         lengths += [_PADDING_SEGMENT] * whole + [rest] * bool(rest)
         caches += [None] * (len(lengths) - len(caches))
         blocks += [None] * (len(lengths) - len(blocks))
-    plan = AttentionPlan(lengths=tuple(lengths), block_lengths=tuple(blocks), caches=tuple(caches))
+        shadows += [None] * (len(lengths) - len(shadows))
+    plan = AttentionPlan(
+        lengths=tuple(lengths),
+        block_lengths=tuple(blocks),
+        caches=tuple(caches),
+        shadows=tuple(shadows),
+    )
     if facts.num_tokens:
         return model.backbone(ids[None], position_ids[None], plan), grid
     tokens = grid.packed[wanted]
@@ -242,6 +246,29 @@ def _forward(
     packed[wanted] = torch.arange(len(tokens), device=packed.device)
     hidden = model.backbone(ids[None], position_ids[None], plan, tokens)
     return hidden, replace(grid, packed=packed)
+
+
+class _Segment(NamedTuple):
+    """Neighbours in the row of packed tokens, (L,) each, and what they see."""
+
+    ids: Tensor
+    position_ids: Tensor
+    block_length: int | None
+    cache: SlotCache | None = None
+    shadows: int | None = None
+
+
+def _segments(table: SlotTable, window: Window) -> Iterator[_Segment]:
+    """A window's canvas, and the shadows of its block if it has some."""
+    ids = table.ids[window.slot, window.start : window.stop]
+    first = window.first_position_id
+    position_ids = torch.arange(first, first + window.length, device=ids.device)
+    yield _Segment(ids, position_ids, window.block_length, window.cache)
+    if window.num_shadows:
+        place = window.shadows_from - window.start
+        stop = place + window.num_shadows
+        masks = torch.full_like(ids[:1], table.mask_token_id).expand(window.num_shadows)
+        yield _Segment(masks, position_ids[place:stop], window.block_length, shadows=place)
 
 
 def _look(head: Head, hidden: Tensor, grid: Grid, rows: SlotRows, bias: BatchBias) -> RowStatistics:
@@ -354,9 +381,10 @@ def _revise(
     chance, _ = remask_chances(rows.revision, step, rows.steps)
     confidence = table.confidence[rows.slot[:, None], grid.position]
     remasked = toss_remasks(rows.revision, chance, confidence, grid.filled, coin)
-    is_full = ~grid.masked.any(dim=1, keepdim=True)
-    is_doubted = statistics.log_held < rows.revision.log_doubt[:, None]
-    remasked |= grid.filled & (is_full & is_doubted | planned & ~kept)
+    is_full = ~grid.masked.any(dim=1)
+    most = torch.where(step < rows.steps, chosen.sum(dim=1) - 1, 0)
+    remasked |= choose_doubted(rows.revision, statistics, grid.filled, is_full, most)
+    remasked |= grid.filled & planned & ~kept
     chosen = torch.where(planned, kept & grid.masked, chosen)
     return chosen, edited & ~remasked, remasked
 

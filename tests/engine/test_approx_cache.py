@@ -155,13 +155,14 @@ def test_later_steps_of_a_block_compute_what_is_not_kept(monkeypatch, cache, lat
 def requests(draw: st.DrawFn) -> tuple[list[int], GenerationParams]:
     max_tokens = draw(st.integers(1, 40))
     policy = draw(st.sampled_from(sorted(PRESETS)))
+    caches = ["off"] if PRESETS[policy].casts_shadows else ["off", "prefix", "dual"]
     return draw(st.lists(st.integers(0, 38), max_size=20)), GenerationParams(
         max_tokens=max_tokens,
         policy=policy,
         steps=2 * max_tokens if PRESETS[policy].tosses else None,
         block_length=draw(st.sampled_from([0, 4, 8])),
         temperature=draw(st.sampled_from([0.0, 0.7])),
-        cache=draw(st.sampled_from(["off", "prefix", "dual"])),
+        cache=draw(st.sampled_from(caches)),
         seed=draw(st.integers(0, 99)),
     )
 

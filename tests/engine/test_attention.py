@@ -88,6 +88,56 @@ def test_packed_attention_is_the_plain_loop(
     torch.testing.assert_close(attend(*heads, plan, window), expected, atol=1e-6, rtol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_shadows_see_all_but_their_place_and_nothing_sees_them(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 13), min_size=1, max_size=4))
+    block_length = data.draw(st.none() | st.integers(1, 6))
+    window = data.draw(st.none() | st.integers(1, 7))
+    all_lengths: list[int] = []
+    shadows: list[int | None] = []
+    for length in lengths:
+        all_lengths.append(length)
+        shadows.append(None)
+        if data.draw(st.booleans()):
+            place = data.draw(st.integers(0, length - 1))
+            all_lengths.append(data.draw(st.integers(1, length - place)))
+            shadows.append(place)
+    plan = AttentionPlan(
+        lengths=tuple(all_lengths), block_length=block_length, shadows=tuple(shadows)
+    )
+    query, key, value = random_heads(plan.num_tokens, 2, 1)
+    together = attend(query, key, value, plan, window)
+    start = stop = 0
+    for length, place in zip(all_lengths, shadows, strict=True):
+        if place is None:
+            start, stop = stop, stop + length
+            heads = (each[:, :, start:stop] for each in (query, key, value))
+            alone = AttentionPlan(lengths=(length,), block_length=block_length)
+            assert attend(*heads, alone, window).equal(together[:, start:stop])
+            seen_length = length
+            continue
+        for index in range(length):
+            own, i = stop + index, place + index
+            seen = [j for j in range(seen_length) if j != i and sees(i, j, block_length, window)]
+            tokens = [*(start + j for j in seen), own]
+            for head in range(2):
+                scores = key[0, 0, tokens] @ query[0, head, own] * query.shape[-1] ** -0.5
+                expected = scores.softmax(0) @ value[0, 0, tokens]
+                torch.testing.assert_close(together[0, own, head], expected, atol=1e-6, rtol=1e-5)
+        stop += length
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shadows"), [((4, 4), (0, None)), ((4, 4), (None,)), ((4,), (None, 0))]
+)
+def test_shadows_of_nothing_are_refused(
+    lengths: tuple[int, ...], shadows: tuple[int | None, ...]
+) -> None:
+    with pytest.raises(ValueError, match="shadow"):
+        AttentionPlan(lengths=lengths, shadows=shadows)
+
+
 @pytest.mark.parametrize(("block_length", "window"), [(None, 9), (24, None), (24, 9), (160, 40)])
 def test_segments_longer_than_a_tile_are_the_plain_loop(
     block_length: int | None, window: int | None

@@ -129,6 +129,23 @@ def test_edits_mend_what_parallel_commits_broke():
     assert total_variation(edited) < 0.8 * total_variation(draft)
 
 
+def test_shadows_mend_what_parallel_commits_broke_without_edit_training():
+    model = MarkovModel(markov_chain(), can_edit=False)
+    engine = toy_engine(model, num_slots=40, token_budget=40 * 24)
+    loss, nfe = {}, {}
+    for policy in ("threshold", "wino"):
+        params = GenerationParams(
+            max_tokens=12, policy=policy, threshold=0.2, temperature=1.0, seed=0
+        )
+        done = engine.generate([[]] * 40, params)
+        chains = torch.tensor([each.token_ids for each in done])
+        loss[policy] = model.negative_log_likelihood(chains).mean().item()
+        nfe[policy] = sum(each.usage.nfe for each in done) / 40
+    assert loss["threshold"] > 2.0
+    assert loss["wino"] < 1.4  # the chain's own is 1.2
+    assert nfe["wino"] < 12
+
+
 def test_credit_takes_fewer_steps_and_sharpens():
     chains, nfe = sampled(policy="credit", threshold=0.6)
     assert nfe < 0.75 * sampled(policy="threshold", threshold=0.6)[1]

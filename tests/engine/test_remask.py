@@ -23,7 +23,7 @@ from diffusiongpt.engine.revise import (
 )
 from diffusiongpt.engine.sampling import RowStatistics
 
-from toy_models import HashModel, probabilities, toy_engine
+from toy_models import CausalHashModel, HashModel, probabilities, toy_engine
 
 
 def revision_rows(policies: list[Policy]) -> RevisionRows:
@@ -34,6 +34,7 @@ def revision_rows(policies: list[Policy]) -> RevisionRows:
         log_edit_threshold=column("edit_threshold").log(),
         log_edit_margin=column("edit_margin").log(),
         log_doubt=column("doubt").log(),
+        shadowed=column("shadowed").bool(),
         planned=column("planned").bool(),
         tosses=column("tosses").bool(),
         remask=column("remask"),
@@ -188,6 +189,59 @@ def test_verifying_equals_the_plain_loop(length: int, doubt: float, max_rounds: 
     assert list(done.token_ids) == plain_verify(model, length, 0.3, edits)
 
 
+def plain_wino(
+    model: HashModel, length: int, threshold: float, doubt: float, steps: int
+) -> tuple[list[int], int]:
+    """Greedy: fill by threshold, and mask again what the rest of the canvas doubts, one fewer."""
+    mask = model.mask_token_id
+    ids, step, num_remasked = [mask] * length, 0, 0
+    while mask in ids:
+        top, best = probabilities(model, ids).max(dim=-1)
+        held = {
+            i: probabilities(model, [*ids[:i], mask, *ids[i + 1 :]])[i, token].item()
+            for i, token in enumerate(ids)
+            if token != mask
+        }
+        masked = [i for i in range(length) if ids[i] == mask]
+        due = -(-len(masked) // max(steps - step, 1))
+        step = min(step + 1, steps)
+        ranked = sorted(masked, key=lambda i: (-top[i].item(), i))
+        chosen = {*ranked[:due], *(i for i in masked if top[i] > threshold)}
+        doubted = sorted((i for i in held if held[i] < doubt), key=lambda i: (held[i], i))
+        for i in doubted[: len(chosen) - 1 if step < steps else 0]:
+            ids[i] = mask
+            num_remasked += 1
+        for i in chosen:
+            ids[i] = int(best[i])
+    return ids, num_remasked
+
+
+@pytest.mark.parametrize("length", [1, 5, 12])
+@pytest.mark.parametrize("threshold", [0.26, 0.3])
+@pytest.mark.parametrize("steps", [None, 5])
+def test_wino_equals_the_plain_loop(length: int, threshold: float, steps: int | None):
+    steps = None if steps is None else min(steps, length)
+    model = HashModel(vocab_size=12, can_edit=False)
+    params = GenerationParams(
+        max_tokens=length, policy="wino", threshold=threshold, steps=steps, temperature=0.0
+    )
+    done = toy_engine(model).generate([[]], params)[0]
+    expected, num_remasked = plain_wino(model, length, threshold, 0.9, steps or length)
+    assert list(done.token_ids) == expected
+    assert num_remasked or length < 12
+
+
+def test_wino_with_kept_blocks_is_wino_without():
+    fields = {"vocab_size": 12, "block_length": 4, "context_length": 64}
+    params = GenerationParams(max_tokens=16, policy="wino", threshold=0.1, temperature=1.0, seed=1)
+    done = [
+        toy_engine(CausalHashModel(**fields), cache_blocks=keep).generate([[1, 2]], params)[0]  # type: ignore[arg-type]
+        for keep in (True, False)
+    ]
+    assert done[0].token_ids == done[1].token_ids
+    assert done[0].usage == done[1].usage
+
+
 def frames_of(policy: str, **fields: object) -> list[Frame]:
     params = GenerationParams(policy=policy, temperature=1.0, **fields)  # type: ignore[arg-type]
     return list(toy_engine(HashModel(vocab_size=12)).stream([1], params))
@@ -240,6 +294,21 @@ def test_remasking_that_cannot_be_is_refused_in_a_sentence(
     engine = toy_engine(HashModel(vocab_size=12, can_edit=False))
     with pytest.raises(InvalidRequest, match=sentence):
         engine.prepare([1], GenerationParams(max_tokens=4, **fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "sentence"),
+    [
+        ({"logit_shift": True}, {}, "wino needs a model whose logits are those of their own"),
+        ({}, {"cache": "prefix"}, "cache must be off or absent with wino, .* got 'prefix'"),
+    ],
+)
+def test_shadows_that_cannot_be_cast_are_refused_in_a_sentence(
+    model: dict[str, object], fields: dict[str, object], sentence: str
+):
+    engine = toy_engine(HashModel(vocab_size=12, **model))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=sentence):
+        engine.prepare([1], GenerationParams(max_tokens=4, policy="wino", **fields))  # type: ignore[arg-type]
 
 
 def test_doubt_without_rounds_is_refused():

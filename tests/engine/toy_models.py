@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -66,8 +66,25 @@ class ToyModel:
     ) -> Tensor:
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
-        hidden = torch.cat([self.denoise(each) for each in ids[0].split(list(plan.lengths))])
+        hidden = torch.cat(list(self._see_segments(ids[0].split(list(plan.lengths)), plan)))
         return hidden if wanted is None else hidden[wanted]
+
+    def _see_segments(self, segments: Sequence[Tensor], plan: AttentionPlan) -> Iterator[Tensor]:
+        caches = plan.caches or (None,) * len(segments)
+        shadows = plan.shadows or (None,) * len(segments)
+        canvas = segments[0]
+        for ids, cache, place in zip(segments, caches, shadows, strict=True):
+            if place is None:
+                canvas = ids
+                yield self.see(ids, cache)
+            else:
+                places = range(place, place + len(ids))
+                yield torch.stack([self.denoise(without(canvas, i, ids[0]))[i] for i in places])
+
+    def see(self, ids: Tensor, cache: SlotCache | None) -> Tensor:
+        """(L, V) of a segment."""
+        assert cache is None
+        return self.denoise(ids)
 
     def head(self, hidden: Tensor) -> Tensor:
         self.num_head_rows += len(hidden)
@@ -75,6 +92,13 @@ class ToyModel:
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         return self.denoise(torch.tensor(list(token_ids)))
+
+
+def without(canvas: Tensor, place: int, mask_token_id: Tensor) -> Tensor:
+    """A canvas with the mask at one place."""
+    canvas = canvas.clone()
+    canvas[place] = mask_token_id
+    return canvas
 
 
 def probabilities(model: ToyModel, ids: list[int]) -> Tensor:
@@ -98,21 +122,7 @@ class CausalHashModel(ToyModel):
     """A block-causal HashModel with a cache of one layer, whose keys are the token ids: logits
     depend on every token up to the end of their block, and on nothing that rounds."""
 
-    def backbone(
-        self,
-        ids: Tensor,
-        position_ids: Tensor,
-        plan: AttentionPlan,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        self.num_forwards += 1
-        self.num_tokens += ids.shape[1]
-        segments = ids[0].split(list(plan.lengths))
-        caches = plan.caches or (None,) * len(segments)
-        hidden = torch.cat([self._see(*each) for each in zip(segments, caches, strict=True)])
-        return hidden if wanted is None else hidden[wanted]
-
-    def _see(self, ids: Tensor, cache: SlotCache | None) -> Tensor:
+    def see(self, ids: Tensor, cache: SlotCache | None) -> Tensor:
         if cache is None:
             return self.denoise(ids)
         before = cache.length
@@ -159,17 +169,19 @@ class MarkovModel(ToyModel):
         self.stationary = torch.linalg.matrix_power(transition, 200)[0]  # (K,)
         self.corruption = corruption
 
-    def backbone(
-        self,
-        ids: Tensor,
-        position_ids: Tensor,
-        plan: AttentionPlan,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        self.num_forwards += 1
-        self.num_tokens += ids.shape[1]
-        hidden = self.posterior(ids[0].view(len(plan.lengths), -1)).flatten(0, 1)
-        return hidden if wanted is None else hidden[wanted]
+    def _see_segments(self, segments: Sequence[Tensor], plan: AttentionPlan) -> Iterator[Tensor]:
+        shadows = plan.shadows or (None,) * len(segments)
+        canvases = [ids for ids, place in zip(segments, shadows, strict=True) if place is None]
+        seen = iter(self.posterior(torch.stack(canvases)))
+        canvas = iter(canvases)
+        for ids, place in zip(segments, shadows, strict=True):
+            if place is None:
+                before = next(canvas)
+                yield next(seen)
+            else:
+                places = range(place, place + len(ids))
+                rests = torch.stack([without(before, i, ids[0]) for i in places])
+                yield self.posterior(rests)[range(len(ids)), list(places)]
 
     def posterior(self, ids: Tensor) -> Tensor:
         """(N, L) canvases of equal length to (N, L, V) log posteriors, the mask's at -inf."""
