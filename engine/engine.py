@@ -32,6 +32,7 @@ from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange
 from diffusiongpt.engine.frontier import Frontier
+from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.languages import Language, Languages
 from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel, load_model
@@ -457,10 +458,18 @@ class Engine:
             return [first, self._finish(running, reason, update)]
         return [first, frame_of(running, update=update)]
 
-    def _new_text(self, request: Request) -> TextCanvas | None:
+    def _new_text(self, request: Request) -> TextCanvas | HoledText | None:
         if self.tokenizer is None:
             return None
-        params = request.params
+        params, canvas = request.params, request.canvas
+        if canvas.is_infill:
+            return HoledText.of_region(
+                self.tokenizer.token_bytes,
+                canvas.region,
+                canvas.holes,
+                stop=params.stop,
+                watch=params.watch,
+            )
         return TextCanvas(
             self.tokenizer.token_bytes,
             params.max_tokens,

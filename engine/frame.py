@@ -110,7 +110,10 @@ class Frame:
         set, unset: changes of the positions' text (empty unless the request is watched).
         content: text settled since the frame before; append-only.
         settled: number of leading positions that will not change any more.
-        fills: of an infill's last frame, the text of each hole.
+        holes: of an infill, the positions (start, end) that each hole's text is of; those after
+            a stop string are not.
+        fills: of an infill's last frame, the text of each hole. fill_reasons: why it ends, STOP
+            by a stop string and LENGTH by the hole's end.
     """
 
     request_id: str
@@ -128,7 +131,9 @@ class Frame:
     unset: tuple[int, ...] = ()
     content: str = ""
     settled: int = 0
+    holes: tuple[tuple[int, int], ...] = ()
     fills: tuple[str, ...] = ()
+    fill_reasons: tuple[FinishReason, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
     usage: Usage | None = None

@@ -111,17 +111,14 @@ def prepare_infill(
 ) -> Request:
     """A request that fills the holes of a canvas; `max_tokens` follows from it.
 
-    An end of text within a hole leaves the rest of the hole to the model and has no text.
+    An end of text within a hole leaves the rest of the hole to the model and has no text; a stop
+    string ends the text of its hole, and no other's.
 
     Raises:
         InvalidRequest: with the offending value and what would be accepted.
     """
     if info.attention == "block_causal" and canvas.is_infill:
         params = _see_the_whole_canvas(params, info)
-    if params.stop:
-        raise InvalidRequest(
-            f"stop strings cannot end an infill, got {len(params.stop)} of them", "stop"
-        )
     tosses = PRESETS[params.policy or info.defaults.policy or "entropy_bound"].tosses
     if params.steps is not None and params.steps > canvas.num_masked and not tosses:
         raise InvalidRequest(

@@ -107,6 +107,21 @@ class DiffusionOptions(Wire):
         return data
 
 
+def check_logprobs(logprobs: bool | None, top_logprobs: int | None) -> None:
+    """Refuse `top_logprobs` out of range or without `logprobs`; raises FieldError."""
+    if top_logprobs is None:
+        return
+    if not 0 <= top_logprobs <= MAX_LOGPROBS:
+        raise FieldError(
+            "top_logprobs", f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {top_logprobs}"
+        )
+    if top_logprobs and not logprobs:
+        raise FieldError(
+            "top_logprobs",
+            f"top_logprobs needs logprobs to be true, got top_logprobs={top_logprobs}",
+        )
+
+
 class GenerationRequest(BaseModel):
     """What every generating route takes; each adds its own prompt.
 
@@ -407,18 +422,7 @@ class ChatRequest(GenerationRequest):
                 "logprobs cannot come with prediction, because the model commits none of the "
                 "tokens that are kept of it, got logprobs=True",
             )
-        if self.top_logprobs is None:
-            return self
-        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
-            raise FieldError(
-                "top_logprobs",
-                f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {self.top_logprobs}",
-            )
-        if self.top_logprobs and not self.logprobs:
-            raise FieldError(
-                "top_logprobs",
-                f"top_logprobs needs logprobs to be true, got top_logprobs={self.top_logprobs}",
-            )
+        check_logprobs(self.logprobs, self.top_logprobs)
         return self
 
     @property

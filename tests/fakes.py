@@ -152,6 +152,7 @@ class FakeGenerator:
         self.enable_thinking: bool | None = None
         self.prompts: list[Prompt] = []
         self.fills: tuple[str, ...] = ()
+        self.fill_reasons: tuple[FinishReason, ...] = ()
         self.observers: list[Observer] = []
         self.compiled: list[Constraint] = []
 
@@ -198,7 +199,7 @@ class FakeGenerator:
             [_as_asked(frame, params) for frame in frames], params, self.pause
         )
         if isinstance(prompt, Infill) and self.fills:
-            generation.change_last(fills=self.fills)
+            generation.change_last(fills=self.fills, fill_reasons=self.fill_reasons)
         self.prompts.append(prompt)
         self.generations.append(generation)
         return generation
