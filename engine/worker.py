@@ -139,9 +139,15 @@ class EngineWorker:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat, ready for the assistant's answer."""
-        return self._engine.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+        return self._engine.encode_chat(
+            messages,
+            tools=tools,
+            enable_thinking=enable_thinking,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""

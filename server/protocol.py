@@ -365,6 +365,9 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: Effort | None = Field(
         None, description="how long it thinks, and how many denoising steps an answer may have"
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="variables of the model's chat template, such as enable_thinking"
+    )
     top_logprobs: int | None = Field(
         None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
     )
@@ -439,6 +442,17 @@ class ChatRequest(GenerationRequest):
     def budget(self) -> float | None:
         """Denoising steps for each token that the effort stands for, if it does."""
         return EFFORTS.get(self.reasoning_effort) if self.reasoning_effort else None
+
+    @property
+    def asked_thinking(self) -> object:
+        """What the template is to be told about thinking, None where nothing is asked."""
+        return (self.chat_template_kwargs or {}).get("enable_thinking")
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        """The other variables of the chat template."""
+        values = self.chat_template_kwargs or {}
+        return {name: value for name, value in values.items() if name != "enable_thinking"}
 
     @property
     def offered(self) -> list[Tool]:

@@ -150,6 +150,7 @@ class FakeGenerator:
         self.messages: list[Message] = []
         self.tools: list[Mapping[str, Any]] = []
         self.enable_thinking: bool | None = None
+        self.chat_template_kwargs: Mapping[str, Any] | None = None
         self.prompts: list[Prompt] = []
         self.fills: tuple[str, ...] = ()
         self.fill_reasons: tuple[FinishReason, ...] = ()
@@ -168,9 +169,11 @@ class FakeGenerator:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         self.messages, self.tools = list(messages), list(tools)
         self.enable_thinking = enable_thinking
+        self.chat_template_kwargs = chat_template_kwargs
         ids = "".join(message["content"] for message in messages).encode()
         return list(ids)
 
