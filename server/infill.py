@@ -96,6 +96,15 @@ class InfillRequest(GenerationRequest):
         return [each.hole if isinstance(each, HoleSegment) else each for each in self.segments]
 
     @property
+    def told(self) -> list[dict[str, Any]]:
+        """The segments."""
+        segments = [
+            each.model_dump(exclude_none=True) if isinstance(each, HoleSegment) else each
+            for each in self.segments
+        ]
+        return [{"role": "user", "content": segments}]
+
+    @property
     def asked_tokens(self) -> int:
         """Positions of all holes; without any the engine refuses."""
         return max(sum(_longest(each) for each in self.parts if isinstance(each, Hole)), 1)

@@ -271,6 +271,12 @@ class GenerationRequest(BaseModel):
         raise NotImplementedError
 
     @property
+    def told(self) -> list[dict[str, Any]]:
+        """What the model is told, as messages whose `content` is a text or a list of what the
+        request holds; for those who keep prompts."""
+        raise NotImplementedError
+
+    @property
     def has_draft(self) -> bool:
         """Whether the answer begins with a draft."""
         return False
@@ -432,6 +438,11 @@ class ChatRequest(GenerationRequest):
     def asked_tokens(self) -> int | None:
         """The length that was asked for, by whichever name."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The chat."""
+        return [message.for_template() for message in self.messages]
 
     @property
     def has_draft(self) -> bool:
