@@ -5,7 +5,7 @@ Torch-free. A frame says what changed since the frame before it; `content` is ap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -76,6 +76,8 @@ class Usage:
         cached_tokens: tokens of the prompt whose keys and values an earlier request computed.
         accepted_tokens, rejected_tokens: of a draft's tokens, those that are at their place in the
             completion, and those that are not.
+        grammar_seconds: what keeping a constraint took in all, outside of the forwards. It differs
+            from run to run, so comparisons leave it out.
     """
 
     prompt_tokens: int
@@ -85,6 +87,7 @@ class Usage:
     cached_tokens: int = 0
     accepted_tokens: int = 0
     rejected_tokens: int = 0
+    grammar_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -215,6 +215,7 @@ class Running:
             cached_tokens=self.cached_tokens,
             accepted_tokens=(accepted := self._count_accepted()),
             rejected_tokens=len(self.draft) - accepted,
+            grammar_seconds=0.0 if self.guide is None else self.guide.seconds,
         )
 
     def _count_accepted(self) -> int:

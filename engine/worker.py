@@ -18,7 +18,7 @@ from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.engine import Engine
-from diffusiongpt.engine.errors import EngineFailure, QueueFull
+from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, QueueFull
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.observer import Observer
@@ -155,7 +155,16 @@ class EngineWorker:
 
     def compile(self, constraint: Constraint) -> None:
         """Get a constraint ready ahead of its requests, in any thread; raises InvalidRequest."""
-        self._engine.compile(constraint)
+        begun, is_refused = time.perf_counter(), False
+        try:
+            self._engine.compile(constraint)
+        except InvalidRequest:
+            is_refused = True
+            raise
+        finally:
+            seconds = time.perf_counter() - begun
+            for observer in self._observers:
+                observer.note_compile(constraint.kind, seconds, is_refused=is_refused)
 
     def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:
         """Start a request.
