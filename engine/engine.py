@@ -468,7 +468,7 @@ class Engine:
         if self.tokenizer is None:
             return None
         params, canvas = request.params, request.canvas
-        if canvas.is_infill:
+        if request.has_holes:
             return HoledText.of_region(
                 self.tokenizer.token_bytes,
                 canvas.region,

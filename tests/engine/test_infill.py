@@ -190,6 +190,18 @@ def test_a_stop_string_ends_its_hole_and_the_slot_is_free_when_all_have_ended(en
     assert engine.num_running == 0
 
 
+def test_a_hole_at_the_end_is_told_as_every_other(engine: Engine):
+    params = GenerationParams(seed=3, temperature=1.0, policy="random")
+    whole = engine.generate([Infill("the cat ", Hole(9))], params)[0]
+    assert whole.fills == (whole.text,)
+    assert whole.fill_reasons == (FinishReason.LENGTH,)
+    stop = (whole.text[3],)
+    ended = engine.generate([Infill("the cat ", Hole(9))], params.replace(stop=stop))[0]
+    assert ended.fills == (ended.text,) == (cut(whole.text.encode(), stop),)
+    assert ended.fill_reasons == (FinishReason.STOP,)
+    assert ended.finish_reason is FinishReason.STOP
+
+
 def test_what_cannot_be_filled_is_refused(engine: Engine, tmp_path: Path):
     for parts, words in (
         (("no hole",), "1 to 64 holes, got 0"),
