@@ -86,7 +86,10 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_prompts: Annotated[
         bool | None,
-        typer.Option("--log-prompts/--no-log-prompts", help="Log request bodies, prompts too."),
+        typer.Option(
+            "--log-prompts/--no-log-prompts",
+            help="Log request bodies, prompts too, and keep prompts and answers in traces.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings; flags and variables come first.")

@@ -9,11 +9,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffusiongpt.engine.errors import InvalidRequest
+
 Message = Mapping[str, Any]
+
+# What a request may give its chat template beside the messages.
+MAX_TEMPLATE_NAMES = 32
+MAX_TEMPLATE_CHARACTERS = 8192
+MAX_TEMPLATE_DEPTH = 8
+# A template may repeat a text so many times.
+MAX_TEMPLATE_NUMBER = 1_000_000
+# What we or the renderer give to templates, and what Jinja has of its own.
+_TAKEN_NAMES = frozenset(
+    {
+        *("messages", "tools", "documents", "conversations", "chat_template"),
+        *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"),
+        *("raise_exception", "strftime_now", "range", "dict", "namespace", "lipsum", "cycler"),
+        *("joiner", "loop", "self", "caller", "varargs", "kwargs"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +118,46 @@ def marks_of_template(template: str) -> tuple[str, str] | None:
         if closing in template:
             return opening, closing
     return None
+
+
+def check_template_values(
+    values: Mapping[str, Any], template: str, taken: Collection[str] = ()
+) -> None:
+    """Refuse what a chat template cannot be given, or what it would never look at.
+
+    Args:
+        taken: names that are given to the template anyway.
+
+    Raises:
+        InvalidRequest: a name that is taken or that the template does not have, too many of
+            them, or values that are too long, too deep or too large.
+    """
+    if len(values) > MAX_TEMPLATE_NAMES:
+        raise _refusal(f"takes at most {MAX_TEMPLATE_NAMES} names, got {len(values)}")
+    for name in values:
+        if name in _TAKEN_NAMES or name in taken:
+            raise _refusal(f"cannot set {name}, which the server itself gives to the template")
+        if not name.isidentifier() or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise _refusal(f"must hold names that this model's chat template has, got {name!r:.80}")
+    _check_value(values, MAX_TEMPLATE_DEPTH + 1)
+    length = len(json.dumps(values, ensure_ascii=False))
+    if length > MAX_TEMPLATE_CHARACTERS:
+        raise _refusal(f"takes at most {MAX_TEMPLATE_CHARACTERS} characters of JSON, got {length}")
+
+
+def _check_value(value: object, depth: int) -> None:
+    if isinstance(value, int | float) and not abs(value) <= MAX_TEMPLATE_NUMBER:
+        raise _refusal(f"takes numbers of at most {MAX_TEMPLATE_NUMBER}, got {value!r:.80}")
+    if not isinstance(value, Mapping | list | tuple):
+        return
+    if depth == 0:
+        raise _refusal(f"may be nested {MAX_TEMPLATE_DEPTH} levels deep, got more")
+    for each in value.values() if isinstance(value, Mapping) else value:
+        _check_value(each, depth - 1)
+
+
+def _refusal(what: str) -> InvalidRequest:
+    return InvalidRequest(f"chat_template_kwargs {what}", "chat_template_kwargs")
 
 
 def is_open(text: str, opening: str, closing: str) -> bool:

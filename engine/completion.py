@@ -20,7 +20,7 @@ class Completion:
     Attributes:
         text: its content. token_ids: its tokens up to and including the end-of-text token.
         finish_reason: why it ended. usage: what it cost.
-        fills: of an infill, the text of each hole.
+        fills: of an infill, the text of each hole. fill_reasons: why it ends.
         tokens: every token that was committed, by position, with its log-probability; where a
             text ended early, those after its end included.
         lengths: of a hole of automatic length, what was tried: (length, mean log-probability).
@@ -31,6 +31,7 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     fills: tuple[str, ...] = ()
+    fill_reasons: tuple[FinishReason, ...] = ()
     tokens: tuple[CommittedToken, ...] = ()
     lengths: tuple[tuple[int, float], ...] = ()
 
@@ -74,5 +75,6 @@ def complete(frames: Sequence[Frame], canvas: Canvas) -> Completion:
         finish_reason=last.finish_reason,
         usage=last.usage,
         fills=last.fills,
+        fill_reasons=last.fill_reasons,
         tokens=tuple(committed[position] for position in sorted(committed)),
     )

@@ -32,6 +32,7 @@ from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange
 from diffusiongpt.engine.frontier import Frontier
+from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.languages import Language, Languages
 from diffusiongpt.engine.lengths import best_length, limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel, load_model
@@ -167,9 +168,15 @@ class Engine:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat, ready for the assistant's answer; see `Tokenizer.encode_chat`."""
-        return self._text_side().encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+        return self._text_side().encode_chat(
+            messages,
+            tools=tools,
+            enable_thinking=enable_thinking,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""
@@ -457,10 +464,18 @@ class Engine:
             return [first, self._finish(running, reason, update)]
         return [first, frame_of(running, update=update)]
 
-    def _new_text(self, request: Request) -> TextCanvas | None:
+    def _new_text(self, request: Request) -> TextCanvas | HoledText | None:
         if self.tokenizer is None:
             return None
-        params = request.params
+        params, canvas = request.params, request.canvas
+        if request.has_holes:
+            return HoledText.of_region(
+                self.tokenizer.token_bytes,
+                canvas.region,
+                canvas.holes,
+                stop=params.stop,
+                watch=params.watch,
+            )
         return TextCanvas(
             self.tokenizer.token_bytes,
             params.max_tokens,

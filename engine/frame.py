@@ -5,7 +5,7 @@ Torch-free. A frame says what changed since the frame before it; `content` is ap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -76,6 +76,8 @@ class Usage:
         cached_tokens: tokens of the prompt whose keys and values an earlier request computed.
         accepted_tokens, rejected_tokens: of a draft's tokens, those that are at their place in the
             completion, and those that are not.
+        grammar_seconds: what keeping a constraint took in all, outside of the forwards. It differs
+            from run to run, so comparisons leave it out.
     """
 
     prompt_tokens: int
@@ -85,6 +87,7 @@ class Usage:
     cached_tokens: int = 0
     accepted_tokens: int = 0
     rejected_tokens: int = 0
+    grammar_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,10 @@ class Frame:
         set, unset: changes of the positions' text (empty unless the request is watched).
         content: text settled since the frame before; append-only.
         settled: number of leading positions that will not change any more.
-        fills: of an infill's last frame, the text of each hole.
+        holes: of an infill, the positions (start, end) that each hole's text is of; those after
+            a stop string are not.
+        fills: of an infill's last frame, the text of each hole. fill_reasons: why it ends, STOP
+            by a stop string and LENGTH by the hole's end.
     """
 
     request_id: str
@@ -128,7 +134,9 @@ class Frame:
     unset: tuple[int, ...] = ()
     content: str = ""
     settled: int = 0
+    holes: tuple[tuple[int, int], ...] = ()
     fills: tuple[str, ...] = ()
+    fill_reasons: tuple[FinishReason, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
     usage: Usage | None = None

@@ -14,6 +14,7 @@ whole when its canvas is full.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from diffusiongpt.engine.closing import find_closing, keeps_closing
@@ -35,11 +36,13 @@ class Guide:
     Attributes:
         position: the frontier, a position of the completion.
         is_complete: whether the text is whole and cannot go on.
+        seconds: what finding and checking tokens took so far.
     """
 
     def __init__(self, language: Language, length: int) -> None:
         self.position = 0
         self.is_complete = False
+        self.seconds = 0.0
         self._length = length
         self._vocabulary = language.vocabulary
         self._state: LLMatcher | None = language.matcher.deep_copy()
@@ -50,7 +53,9 @@ class Guide:
     def allowed(self) -> int:
         """The tokens that may be committed at the frontier, at least one."""
         if self._allowed is None:
+            begun = perf_counter()
             self._allowed = self._allow()
+            self.seconds += perf_counter() - begun
         return self._allowed
 
     def accept(self, tokens: Sequence[int]) -> int:
@@ -60,6 +65,12 @@ class Guide:
         allowed at this frontier.
         """
         allowed, self._allowed = self.allowed(), None
+        begun = perf_counter()
+        count = self._accept(allowed, tokens)
+        self.seconds += perf_counter() - begun
+        return count
+
+    def _accept(self, allowed: int, tokens: Sequence[int]) -> int:
         if not holds(allowed, tokens[0]):
             return 0
         if self._state is None:

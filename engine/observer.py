@@ -1,9 +1,11 @@
-"""Someone who looks on: told of every frame that leaves an engine's worker. Torch-free."""
+"""Someone who looks on: told of every frame that leaves an engine's worker, and of every
+constraint that it gets ready. Torch-free."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from diffusiongpt.engine.constraint import ConstraintKind
 from diffusiongpt.engine.frame import Frame
 
 
@@ -15,5 +17,12 @@ class Observer(Protocol):
 
         Called in the engine's thread for every frame of every request, the last one, with its
         finish reason, included; must return at once and raise nothing.
+        """
+        ...
+
+    def note_compile(self, kind: ConstraintKind, seconds: float, *, is_refused: bool) -> None:
+        """A constraint was got ready or refused in so many seconds, next to none if it was known.
+
+        Called in whichever thread asked for it; must return at once and raise nothing.
         """
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange, Usage
+from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
 from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.running import Running
@@ -79,14 +80,6 @@ def _spell(tokenizer: Tokenizer | None, token_id: int, logprob: float) -> TokenL
     return TokenLogprob(token_id, text, data, logprob)
 
 
-def _fills_of(running: Running) -> tuple[str, ...]:
-    """The text of each hole, if the request is an infill."""
-    canvas = running.request.canvas
-    if running.text is None or not canvas.is_infill:
-        return ()
-    return tuple(running.text.text_of(*hole) for hole in canvas.holes)
-
-
 def frame_of(
     running: Running,
     *,
@@ -98,6 +91,7 @@ def frame_of(
         update = TextUpdate(settled=running.settled)
     unsent, running.unsent = running.unsent, {}
     logprobs, running.unsent_logprobs = tuple(running.unsent_logprobs), []
+    holed = running.text if isinstance(running.text, HoledText) else HoledText()
     return Frame(
         request_id=running.request.request_id,
         step=running.step,
@@ -114,7 +108,9 @@ def frame_of(
         unset=update.unset,
         content=update.content,
         settled=update.settled,
-        fills=() if reason is None else _fills_of(running),
+        holes=holed.holes,
+        fills=() if reason is None else holed.fills,
+        fill_reasons=() if reason is None else holed.fill_reasons,
         finish_reason=reason,
         usage=None if reason is None else running.usage(),
     )

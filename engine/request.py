@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffusiongpt.engine.blocks import BlockPlan, plan_blocks
 from diffusiongpt.engine.canvas import Canvas
@@ -33,6 +33,7 @@ class Request:
         draft: what fills the first positions of the completion.
         steps: budget of denoising steps; a constraint may need more of them.
         language: what the completion must be a text of, if there is a constraint.
+        has_holes: it was asked for as a text with holes, even if nothing comes after the last.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class Request:
     steps: int
     draft: DraftPlan | None = None
     language: Language | None = None
+    has_holes: bool = False
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -117,17 +119,14 @@ def prepare_infill(
 ) -> Request:
     """A request that fills the holes of a canvas; `max_tokens` follows from it.
 
-    An end of text within a hole leaves the rest of the hole to the model and has no text.
+    An end of text within a hole leaves the rest of the hole to the model and has no text; a stop
+    string ends the text of its hole, and no other's.
 
     Raises:
         InvalidRequest: with the offending value and what would be accepted.
     """
     if info.attention == "block_causal" and canvas.is_infill:
         params = _see_the_whole_canvas(params, info)
-    if params.stop:
-        raise InvalidRequest(
-            f"stop strings cannot end an infill, got {len(params.stop)} of them", "stop"
-        )
     tosses = PRESETS[params.policy or info.defaults.policy or "entropy_bound"].tosses
     if params.steps is not None and params.steps > canvas.num_masked and not tosses:
         raise InvalidRequest(
@@ -140,7 +139,8 @@ def prepare_infill(
             f"a constraint takes one hole, got {len(canvas.holes)} of them", "constraint"
         )
     params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
-    return _prepare(request_id, canvas, params, info, language=language)
+    request = _prepare(request_id, canvas, params, info, language=language)
+    return replace(request, has_holes=True)
 
 
 def _see_the_whole_canvas(params: GenerationParams, info: ModelInfo) -> GenerationParams:

@@ -11,6 +11,7 @@ from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.frame import CommittedToken, TokenChange, Usage
 from diffusiongpt.engine.grid import Window
 from diffusiongpt.engine.guide import Guide
+from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.logprobs import PositionLogprobs
 from diffusiongpt.engine.pages import Page
 from diffusiongpt.engine.request import Request
@@ -44,7 +45,7 @@ class Running:
 
     request: Request
     slot: int
-    text: TextCanvas | None
+    text: TextCanvas | HoledText | None
     filled: bytearray
     settled: int = 0
     stops: set[int] = field(default_factory=set)
@@ -224,6 +225,7 @@ class Running:
             cached_tokens=self.cached_tokens,
             accepted_tokens=(accepted := self._count_accepted()),
             rejected_tokens=len(self.draft) - accepted,
+            grammar_seconds=0.0 if self.guide is None else self.guide.seconds,
         )
 
     def _count_accepted(self) -> int:

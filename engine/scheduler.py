@@ -13,6 +13,7 @@ from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.engine.frame import TokenChange
 from diffusiongpt.engine.guide import Guide
+from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.pages import PageStore
 from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.running import Running
@@ -115,7 +116,10 @@ class Scheduler:
         return own and blocks.fits_context
 
     def seat(
-        self, request: Request, text: TextCanvas | None, draft: OpenedDraft | None = None
+        self,
+        request: Request,
+        text: TextCanvas | HoledText | None,
+        draft: OpenedDraft | None = None,
     ) -> Running:
         """Give a request its slot, with what is kept of its draft, and enter its first block."""
         canvas = request.canvas

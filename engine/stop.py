@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 
 
 class StopSearch:
@@ -30,6 +31,11 @@ class StopSearch:
         for text in stop:
             self._add(text)
         self._link()
+
+    def fresh(self) -> StopSearch:
+        """Another search for the same strings, of one that has read nothing; they share the
+        automaton, which takes a moment to build where there are many strings."""
+        return copy(self)
 
     def feed(self, text: str) -> None:
         """Read on; does nothing once a stop string is found."""

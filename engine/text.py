@@ -53,7 +53,8 @@ class TextCanvas:
     Args:
         tokenizer_bytes: the bytes of a token, b"" for special tokens.
         length: positions in the completion's canvas.
-        stop: non-empty strings that end the completion and are not part of it.
+        stop: non-empty strings that end the completion and are not part of it, or a search for
+            them that has read nothing.
         watch: whether updates carry `set` and `unset`.
         end_token_ids: content never goes past the first of these tokens; `end` is then its
             position. Empty when the request ignores the end of text.
@@ -63,7 +64,7 @@ class TextCanvas:
         self,
         tokenizer_bytes: Callable[[int], bytes],
         length: int,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | StopSearch = (),
         watch: bool = False,
         *,
         end_token_ids: Collection[int] = (),
@@ -73,7 +74,7 @@ class TextCanvas:
         self._end_token_ids = frozenset(end_token_ids)
         self._ids: list[int | None] = [None] * length
         self._shares = Shares(self._bytes, length) if watch else None
-        self._search = StopSearch(stop)
+        self._search = stop.fresh() if isinstance(stop, StopSearch) else StopSearch(stop)
         self._decoder = UnitDecoder()
         self._read = 0  # leading positions that went through the decoder
         self._held = ""  # decoded, not yet content
@@ -92,6 +93,11 @@ class TextCanvas:
         text before a stop string. It is what `finish` should be called with.
         """
         return self._end
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every position was read into the text, and none can take another token."""
+        return self._read == self._length
 
     def commit(
         self,
@@ -137,11 +143,6 @@ class TextCanvas:
         self._held += tail
         self._end = self._read
         return self._update([], end=self._read)
-
-    def text_of(self, start: int, stop: int) -> str:
-        """The text of the filled positions start..stop on their own."""
-        parts = (self._bytes(position) or b"" for position in range(start, stop))
-        return b"".join(parts).decode("utf-8", errors="replace")
 
     def _bytes(self, position: int) -> bytes | None:
         """The bytes of a position, None while it is masked."""

@@ -21,6 +21,7 @@ from diffusiongpt.engine.chat import (
     ChatStyle,
     Message,
     Thinking,
+    check_template_values,
     is_open,
     marks_of_template,
     tell_tools,
@@ -31,6 +32,11 @@ from diffusiongpt.engine.errors import InvalidRequest, LoadError
 
 _FIRST_PRIVATE_CHARACTER: Final = 0xE000
 _NUM_PRIVATE_CHARACTERS: Final = 6400
+# What a template may raise over values that it does not expect.
+_TEMPLATE_FAILURES: Final = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+    *(RecursionError, MemoryError),
+)
 
 
 class Tokenizer:
@@ -98,6 +104,7 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat through the folder's template, ready for the assistant's answer.
 
@@ -111,9 +118,12 @@ class Tokenizer:
             tools: in OpenAI's form; told in words of ours (`chat.py`) where the template knows
                 none.
             enable_thinking: for templates that can switch it.
+            chat_template_kwargs: further variables of the template; text in them is treated as
+                a message's is.
 
         Raises:
-            InvalidRequest: there is no chat template, or it refuses the messages.
+            InvalidRequest: there is no chat template, it refuses the messages, or it cannot be
+                given the variables.
         """
         if self._chat_template is None:
             raise InvalidRequest(
@@ -122,11 +132,16 @@ class Tokenizer:
         _check_texts(messages)
         if not self.chat_style.knows_tools and _uses_tools(messages, tools):
             messages, tools = tell_tools(messages, tools), ()
-        mark = self._unused_character([*messages, *tools])
+        given = dict(chat_template_kwargs or {})
+        if given:
+            taken = {"enable_thinking", *self._template_names}
+            check_template_values(given, self._chat_template, taken)
+        mark = self._unused_character([*messages, *tools, given])
         rendered = self._render(
             [self._break_special_tokens(each, mark) for each in messages],
             tools=[self._break_special_tokens(each, mark) for each in tools],
             enable_thinking=enable_thinking,
+            values=self._break_special_tokens(given, mark),
         )
         token_ids: list[int] = []
         for piece in self._special_pattern.split(rendered):
@@ -167,11 +182,12 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> str:
         # Imported here: transformers takes seconds, and plain prompts need none of it.
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        names: dict[str, Any] = dict(self._template_names)
+        names: dict[str, Any] = {**(values or {}), **self._template_names}
         if enable_thinking is not None:
             names["enable_thinking"] = enable_thinking
         try:
@@ -183,9 +199,11 @@ class Tokenizer:
                 add_generation_prompt=True,
                 **names,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except _TEMPLATE_FAILURES as error:
+            what = "chat_template_kwargs with these messages" if values else "the messages"
             raise InvalidRequest(
-                f"the chat template refuses the messages: {error}", "prompt"
+                f"the chat template refuses {what}: {error}",
+                "chat_template_kwargs" if values else "prompt",
             ) from error
         text: str = rendered[0][0]
         return text

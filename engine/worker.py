@@ -18,7 +18,7 @@ from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.engine import Engine
-from diffusiongpt.engine.errors import EngineFailure, QueueFull
+from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, QueueFull
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.observer import Observer
@@ -139,9 +139,15 @@ class EngineWorker:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat, ready for the assistant's answer."""
-        return self._engine.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+        return self._engine.encode_chat(
+            messages,
+            tools=tools,
+            enable_thinking=enable_thinking,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens have none."""
@@ -149,7 +155,16 @@ class EngineWorker:
 
     def compile(self, constraint: Constraint) -> None:
         """Get a constraint ready ahead of its requests, in any thread; raises InvalidRequest."""
-        self._engine.compile(constraint)
+        begun, is_refused = time.perf_counter(), False
+        try:
+            self._engine.compile(constraint)
+        except InvalidRequest:
+            is_refused = True
+            raise
+        finally:
+            seconds = time.perf_counter() - begun
+            for observer in self._observers:
+                observer.note_compile(constraint.kind, seconds, is_refused=is_refused)
 
     def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:
         """Start a request.

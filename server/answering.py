@@ -119,7 +119,7 @@ async def respond(
     settings: Settings,
 ) -> Response:
     """The answer, streamed or whole, as the client asked."""
-    generations = watch(request.scope, ask, info.name, generations)
+    generations = watch(request.scope, ask, info.name, generations, shape.reader)
     headers = _headers(ask, generations)
     head = AnswerHead(
         id=f"{shape.id_prefix}-{uuid.uuid4().hex}",

@@ -101,6 +101,18 @@ class ChatLogprobs(_Answer):
     refusal: None
 
 
+class InfillTokenLogprobs(ChatTokenLogprobs):
+    """A token of a hole with the most likely ones; holes count from 0."""
+
+    hole: int
+
+
+class InfillLogprobs(_Answer):
+    """Log-probabilities of an infill's choice: those of its holes' tokens."""
+
+    content: list[InfillTokenLogprobs]
+
+
 class TextLogprobs(_Answer):
     """Log-probabilities of a text choice, OpenAI's older shape."""
 
@@ -156,10 +168,15 @@ class TextChoice(_Answer):
     finish_reason: Ending
 
 
-class InfillChoice(TextChoice):
-    """A choice of an infill, with what fills each hole."""
+class InfillChoice(_Answer):
+    """A choice of an infill, with what fills each hole, and why that ends."""
 
+    index: int
+    text: str
+    logprobs: InfillLogprobs | None
+    finish_reason: Ending
     fills: list[str]
+    fill_finish_reasons: list[Ending]
 
 
 class _WholeAnswer(_Answer):
@@ -277,10 +294,15 @@ class TextChunkChoice(_Answer):
     finish_reason: Ending | None
 
 
-class InfillChunkChoice(TextChunkChoice):
+class InfillChunkChoice(_Answer):
     """A choice of an infill's chunk; the last one has the fills."""
 
+    index: int
+    text: str
+    logprobs: InfillLogprobs | None
+    finish_reason: Ending | None
     fills: list[str] | None = None
+    fill_finish_reasons: list[Ending] | None = None
 
 
 class _Chunk(_Answer):

@@ -70,7 +70,7 @@ def create_app(
     describe(app)
     _surround(app, read_api_keys(settings), settings, state, metrics)
     if tracer is not None:
-        app.add_middleware(Traces, tracer=tracer)
+        app.add_middleware(Traces, tracer=tracer, keeps_text=settings.log_prompts)
     return app
 
 

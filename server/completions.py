@@ -83,6 +83,12 @@ class CompletionRequest(GenerationRequest):
         return [ids] if ids else [each for each in self.prompt if not isinstance(each, int)]
 
     @property
+    def told(self) -> list[dict[str, Any]]:
+        """Each prompt, and what comes after its answer."""
+        after = [] if self.suffix is None else [self.suffix]
+        return [{"role": "user", "content": [prompt, *after]} for prompt in self.prompts]
+
+    @property
     def asked_tokens(self) -> int | None:
         """Length of the answer's canvas; None is the model's own."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens

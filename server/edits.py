@@ -43,6 +43,11 @@ class EditRequest(GenerationRequest):
         return value
 
     @property
+    def told(self) -> list[dict[str, Any]]:
+        """What to do, and the draft."""
+        return [{"role": "user", "content": [self.instruction, self.input]}]
+
+    @property
     def has_draft(self) -> bool:
         """Always."""
         return True

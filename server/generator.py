@@ -71,6 +71,7 @@ class Generator(Protocol):
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat; may raise InvalidRequest."""
         ...

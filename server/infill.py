@@ -10,16 +10,19 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffusiongpt.engine.canvas import Hole, Infill
+from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.server.answering import read_ask, refusing, require_text, respond, start
 from diffusiongpt.server.completions import is_token_ids
 from diffusiongpt.server.lengths import submit_lengths
 from diffusiongpt.server.models import Models
-from diffusiongpt.server.protocol import GenerationRequest
+from diffusiongpt.server.protocol import GenerationRequest, check_logprobs
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import InfillShape
 from diffusiongpt.server.wire import FieldError, Quickly, show
 
 MAX_SEGMENTS = 1024
+# What the engine calls by another name.
+_NAMES = {"prompt": "segments", "max_tokens": "segments", "logprobs": "top_logprobs"}
 
 
 class HoleSegment(BaseModel):
@@ -51,12 +54,15 @@ class InfillRequest(GenerationRequest):
 
     _UNSUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "max_tokens": (None,),
-        "logprobs": (None, False),
     }
 
     segments: Quickly[
         Annotated[str | Quickly[int] | HoleSegment, Field(union_mode="left_to_right")]
     ] = Field(description="texts, token ids and holes, in the order of the text")
+    logprobs: bool | None = Field(None, description="tell each token's log-probability")
+    top_logprobs: int | None = Field(
+        None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
+    )
 
     @field_validator("segments", mode="before")
     @classmethod
@@ -74,10 +80,29 @@ class InfillRequest(GenerationRequest):
                 )
         return segments
 
+    @model_validator(mode="after")
+    def _logprobs_go_together(self) -> InfillRequest:
+        check_logprobs(self.logprobs, self.top_logprobs)
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Most likely tokens to tell with each token; None tells no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
     @property
     def parts(self) -> list[str | list[int] | Hole]:
         """The segments as the engine has them."""
         return [each.hole if isinstance(each, HoleSegment) else each for each in self.segments]
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The segments."""
+        segments = [
+            each.model_dump(exclude_none=True) if isinstance(each, HoleSegment) else each
+            for each in self.segments
+        ]
+        return [{"role": "user", "content": segments}]
 
     @property
     def asked_tokens(self) -> int:
@@ -97,7 +122,7 @@ def infill_routes(models: Models, settings: Settings) -> APIRouter:
     @router.post("/v1/infill")
     async def create_infill(request: Request) -> Response:
         ask, generator = await read_ask(request, InfillRequest, models, settings)
-        with refusing({"prompt": "segments", "max_tokens": "segments"}):
+        with refusing(_NAMES):
             require_text(generator)
             params = ask.to_params(generator.info)
             submit = partial(submit_lengths, generator)

@@ -11,10 +11,11 @@ from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
 
 
 class SettledToken(NamedTuple):
-    """A settled token's log-probabilities, and where its text begins in the answer."""
+    """A settled token's log-probabilities, where its text begins in the answer, and its hole."""
 
     logprobs: PositionLogprobs
     text_offset: int
+    hole: int = 0
 
 
 class Ledger:
@@ -27,14 +28,23 @@ class Ledger:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def take(self, frame: Frame) -> list[SettledToken]:
-        """Note a frame's commits; what has settled with it, by position."""
+        """Note a frame's commits; what has settled with it, by position.
+
+        Of an infill, what a stop string has cut off is never told.
+        """
         self._waiting |= {each.position: each for each in frame.logprobs}
         settled = range(self._num_taken, frame.settled)
         self._num_taken = max(self._num_taken, frame.settled)
-        return [self._settle(self._waiting.pop(at)) for at in settled if at in self._waiting]
+        holes = frame.holes or ((0, frame.length),)
+        return [
+            self._settle(self._waiting.pop(at), hole)
+            for hole, (start, end) in enumerate(holes)
+            for at in range(max(start, settled.start), min(end, settled.stop))
+            if at in self._waiting
+        ]
 
-    def _settle(self, logprobs: PositionLogprobs) -> SettledToken:
-        settled = SettledToken(logprobs, self._text_offset)
+    def _settle(self, logprobs: PositionLogprobs, hole: int) -> SettledToken:
+        settled = SettledToken(logprobs, self._text_offset, hole)
         self._text_offset += len(self._decoder.decode(logprobs.token.data or b""))
         return settled
 
@@ -49,6 +59,15 @@ def spell_for_chat(settled: Sequence[SettledToken]) -> dict[str, Any] | None:
         for each in settled
     ]
     return {"content": content, "refusal": None}
+
+
+def spell_for_infill(settled: Sequence[SettledToken]) -> dict[str, Any] | None:
+    """The `logprobs` of an infill: a chat's entries, each with the hole it is of, from 0."""
+    spelled = spell_for_chat(settled)
+    if spelled is None:
+        return None
+    entries = zip(spelled["content"], settled, strict=True)
+    return {"content": [entry | {"hole": each.hole} for entry, each in entries]}
 
 
 def spell_for_text(settled: Sequence[SettledToken]) -> dict[str, Any] | None:

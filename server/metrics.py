@@ -14,6 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from diffusiongpt.engine.constraint import ConstraintKind
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
 from diffusiongpt.server.generator import Generator
 
@@ -33,6 +34,7 @@ class Metrics:
         self._build_request_meters()
         self._build_engine_meters()
         self._build_generation_meters()
+        self._build_grammar_meters()
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"diffusiongpt_{name}", help, labels, registry=self.registry)
@@ -85,6 +87,17 @@ class Metrics:
             "generation_duration_seconds", "From submitting a generation to its end", _LONG
         )
 
+    def _build_grammar_meters(self) -> None:
+        self.grammar_compile_seconds = self._histogram(
+            "grammar_compile_seconds", "Getting a constraint ready, known ones included", _SHORT
+        )
+        self.grammar_guide_seconds = self._counter(
+            "grammar_guide_seconds_total", "Time in which generations kept constraints", "model"
+        )
+        self.grammar_refusals = self._counter(
+            "grammar_refusals_total", "Constraints that cannot be kept", "model", "kind"
+        )
+
     def note_request(
         self, *, route: str, status: int, seconds: float, error_kind: str | None
     ) -> None:
@@ -125,6 +138,12 @@ class GenerationMeter:
             del self._passed[frame.request_id]
             self._note_end(frame.finish_reason, frame.usage, seconds)
 
+    def note_compile(self, kind: ConstraintKind, seconds: float, *, is_refused: bool) -> None:
+        """Count a constraint that was got ready or refused."""
+        self._metrics.grammar_compile_seconds.labels(self._model).observe(seconds)
+        if is_refused:
+            self._metrics.grammar_refusals.labels(self._model, kind).inc()
+
     def _note_milestones(self, frame: Frame, seconds: float, passed: set[str]) -> None:
         metrics = self._metrics
         milestones = (
@@ -147,6 +166,7 @@ class GenerationMeter:
         metrics.forwards.labels(model).inc(usage.nfe)
         metrics.prompt_tokens.labels(model).inc(usage.prompt_tokens)
         metrics.completion_tokens.labels(model).inc(usage.completion_tokens)
+        metrics.grammar_guide_seconds.labels(model).inc(usage.grammar_seconds)
         if usage.nfe:
             metrics.tokens_per_forward.labels(model).observe(usage.completion_tokens / usage.nfe)
 

@@ -107,6 +107,21 @@ class DiffusionOptions(Wire):
         return data
 
 
+def check_logprobs(logprobs: bool | None, top_logprobs: int | None) -> None:
+    """Refuse `top_logprobs` out of range or without `logprobs`; raises FieldError."""
+    if top_logprobs is None:
+        return
+    if not 0 <= top_logprobs <= MAX_LOGPROBS:
+        raise FieldError(
+            "top_logprobs", f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {top_logprobs}"
+        )
+    if top_logprobs and not logprobs:
+        raise FieldError(
+            "top_logprobs",
+            f"top_logprobs needs logprobs to be true, got top_logprobs={top_logprobs}",
+        )
+
+
 class GenerationRequest(BaseModel):
     """What every generating route takes; each adds its own prompt.
 
@@ -256,6 +271,12 @@ class GenerationRequest(BaseModel):
         raise NotImplementedError
 
     @property
+    def told(self) -> list[dict[str, Any]]:
+        """What the model is told, as messages whose `content` is a text or a list of what the
+        request holds; for those who keep prompts."""
+        raise NotImplementedError
+
+    @property
     def has_draft(self) -> bool:
         """Whether the answer begins with a draft."""
         return False
@@ -350,6 +371,9 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: Effort | None = Field(
         None, description="how long it thinks, and how many denoising steps an answer may have"
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="variables of the model's chat template, such as enable_thinking"
+    )
     top_logprobs: int | None = Field(
         None, description=f"and those of so many likely tokens, 0 to {MAX_LOGPROBS}"
     )
@@ -407,24 +431,18 @@ class ChatRequest(GenerationRequest):
                 "logprobs cannot come with prediction, because the model commits none of the "
                 "tokens that are kept of it, got logprobs=True",
             )
-        if self.top_logprobs is None:
-            return self
-        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
-            raise FieldError(
-                "top_logprobs",
-                f"top_logprobs must be in 0..{MAX_LOGPROBS}, got {self.top_logprobs}",
-            )
-        if self.top_logprobs and not self.logprobs:
-            raise FieldError(
-                "top_logprobs",
-                f"top_logprobs needs logprobs to be true, got top_logprobs={self.top_logprobs}",
-            )
+        check_logprobs(self.logprobs, self.top_logprobs)
         return self
 
     @property
     def asked_tokens(self) -> int | None:
         """The length that was asked for, by whichever name."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The chat."""
+        return [message.for_template() for message in self.messages]
 
     @property
     def has_draft(self) -> bool:
@@ -435,6 +453,17 @@ class ChatRequest(GenerationRequest):
     def budget(self) -> float | None:
         """Denoising steps for each token that the effort stands for, if it does."""
         return EFFORTS.get(self.reasoning_effort) if self.reasoning_effort else None
+
+    @property
+    def asked_thinking(self) -> object:
+        """What the template is to be told about thinking, None where nothing is asked."""
+        return (self.chat_template_kwargs or {}).get("enable_thinking")
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        """The other variables of the chat template."""
+        values = self.chat_template_kwargs or {}
+        return {name: value for name, value in values.items() if name != "enable_thinking"}
 
     @property
     def offered(self) -> list[Tool]:

@@ -86,7 +86,11 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="least level that is logged"
     )
-    log_prompts: bool = Field(False, description="log the bodies of requests, prompts included")
+    log_prompts: bool = Field(
+        False,
+        description="log the bodies of requests, prompts included, and keep prompts and answers "
+        "in traces",
+    )
 
     model: Texts = Field((), description="folders or hub ids, NAME=PATH to name them")
     name: str | None = Field(None, description="public name of the model, if there is one")

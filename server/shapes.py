@@ -10,7 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from diffusiongpt.engine.frame import FinishReason, Frame
-from diffusiongpt.server.logprobs import SettledToken, spell_for_chat, spell_for_text
+from diffusiongpt.server.logprobs import (
+    SettledToken,
+    spell_for_chat,
+    spell_for_infill,
+    spell_for_text,
+)
 from diffusiongpt.server.parts import (
     Call,
     CallArguments,
@@ -228,16 +233,28 @@ class InfillShape(TextShape):
     whole_object = "infill"
     chunk_object = "infill.chunk"
 
+    def piece(self, index: int, part: Part, settled: Sequence[SettledToken]) -> Json:
+        """Settled text, with the log-probabilities of what the model wrote of it."""
+        assert isinstance(part, Content)
+        return self._text(index, part.text, logprobs=spell_for_infill(settled))
+
     def closing(self, index: int, last: Frame, *, has_called: bool = False) -> Json:
         """What fills each hole."""
-        closing = super().closing(index, last, has_called=has_called)
-        return closing | {"fills": list(last.fills)}
+        return super().closing(index, last, has_called=has_called) | self._fills(last)
 
     def whole(
         self, index: int, parts: Collected, settled: Sequence[SettledToken] | None, last: Frame
     ) -> Json:
         """The whole text, and what fills each hole."""
-        return super().whole(index, parts, settled, last) | {"fills": list(last.fills)}
+        logprobs = None if settled is None else spell_for_infill(settled) or {"content": []}
+        reason = finish_reason_of(last)
+        text = self._text(index, parts.content, logprobs=logprobs, finish_reason=reason)
+        return text | self._fills(last)
+
+    @staticmethod
+    def _fills(last: Frame) -> Json:
+        reasons = [reason.value for reason in last.fill_reasons]
+        return {"fills": list(last.fills), "fill_finish_reasons": reasons}
 
 
 class EditShape(TextShape):

@@ -1,13 +1,13 @@
 """OpenTelemetry: a span for every generating request, named by its conventions for GenAI.
 
 Off, and neither SDK nor exporter imported, unless OpenTelemetry's own variables ask for traces.
-No prompt and no answer is ever in a span.
+No prompt and no answer is in a span unless the operator asks for them (`log_prompts`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
@@ -17,8 +17,11 @@ from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.server.errors import ERROR_KIND
 from diffusiongpt.server.generator import Generation
+from diffusiongpt.server.parts import Collected
 from diffusiongpt.server.protocol import GenerationRequest
+from diffusiongpt.server.reading import ChoiceReader
 from diffusiongpt.server.settings import SettingsError
+from diffusiongpt.server.told import spell_answers, spell_prompts
 from diffusiongpt.server.usage import sum_usage
 
 if TYPE_CHECKING:
@@ -96,16 +99,17 @@ def _make_exporter(name: str, variables: Mapping[str, str]) -> SpanExporter:
 class Traces:
     """Opens a span around every generating request; plain ASGI, so that nothing is buffered."""
 
-    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer, *, keeps_text: bool = False) -> None:
         self._app = app
         self._tracer = tracer
+        self._keeps_text = keeps_text
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = _OPERATIONS.get(scope.get("path", ""))
         if scope["type"] != "http" or scope["method"] != "POST" or operation is None:
             await self._app(scope, receive, send)
             return
-        span = RequestSpan(self._tracer, scope, operation)
+        span = RequestSpan(self._tracer, scope, operation, keeps_text=self._keeps_text)
         scope.setdefault("state", {})[_SPAN] = span
 
         async def note_and_send(message: Message) -> None:
@@ -120,13 +124,21 @@ class Traces:
 
 
 class RequestSpan:
-    """The span of one request, and what is written into it while it is answered."""
+    """The span of one request, and what is written into it while it is answered.
 
-    def __init__(self, tracer: Tracer, scope: Scope, operation: str) -> None:
+    Attributes:
+        keeps_text: prompts and answers are written into it, too.
+    """
+
+    def __init__(
+        self, tracer: Tracer, scope: Scope, operation: str, *, keeps_text: bool = False
+    ) -> None:
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+        self.keeps_text = keeps_text
         self._operation = operation
+        self._answers: dict[int, tuple[Collected, Frame]] = {}
         self._started = time.monotonic()
         self._last: dict[int, Frame] = {}
         self._num_choices = 1
@@ -165,6 +177,8 @@ class RequestSpan:
             "gen_ai.request.stop_sequences": list(params.stop),
             "diffusiongpt.policy": params.policy or "",
         }
+        if self.keeps_text:
+            attributes["gen_ai.input.messages"] = spell_prompts(ask.told)
         self._num_choices = ask.num_choices
         if ask.num_choices > 1:
             attributes["gen_ai.request.choice.count"] = ask.num_choices
@@ -196,6 +210,12 @@ class RequestSpan:
             }
         )
 
+    def note_answer(self, index: int, answer: Collected, last: Frame) -> None:
+        """The text of a choice that has come to its end."""
+        self._answers[index] = answer, last
+        answers = [self._answers[each] for each in sorted(self._answers)]
+        self._span.set_attribute("gen_ai.output.messages", spell_answers(answers))
+
     def end(self, error_kind: str | None) -> None:
         """The answer is complete, or there will be none."""
         from opentelemetry.trace import Status, StatusCode
@@ -211,12 +231,20 @@ class RequestSpan:
 
 
 class WatchedGeneration:
-    """A generation whose milestones go into its request's span as they are read."""
+    """A generation whose milestones go into its request's span as they are read.
 
-    def __init__(self, generation: Generation, span: RequestSpan, index: int) -> None:
+    Args:
+        reader: reads the choice's text, where the span keeps it.
+    """
+
+    def __init__(
+        self, generation: Generation, span: RequestSpan, index: int, reader: ChoiceReader | None
+    ) -> None:
         self._generation = generation
         self._span = span
         self._index = index
+        self._reader = reader
+        self._answer = Collected()
 
     @property
     def params(self) -> GenerationParams:
@@ -239,19 +267,32 @@ class WatchedGeneration:
             for name in [each for each in reached if reached[each] and each not in passed]:
                 passed.add(name)
                 self._span.note_event(name, self._index)
+            if self._reader is not None:
+                self._answer.add(self._reader.read(frame)[0])
             if frame.finish_reason is not None:
                 self._span.note_end(self._index, frame)
+                if self._reader is not None:
+                    self._span.note_answer(self._index, self._answer, frame)
             yield frame
 
 
 def watch(
-    scope: Scope, ask: GenerationRequest, model: str, generations: Sequence[Generation]
+    scope: Scope,
+    ask: GenerationRequest,
+    model: str,
+    generations: Sequence[Generation],
+    make_reader: Callable[[], ChoiceReader],
 ) -> Sequence[Generation]:
-    """The generations of a request, told to its span if it has one."""
+    """The generations of a request, told to its span if it has one.
+
+    Args:
+        make_reader: of what reads a choice's text; called only where the span keeps it.
+    """
     span: RequestSpan | None = scope["state"].get(_SPAN)
     if span is None:
         return generations
     span.note_request(ask, model, generations[0].params)
     return [
-        WatchedGeneration(generation, span, index) for index, generation in enumerate(generations)
+        WatchedGeneration(generation, span, index, make_reader() if span.keeps_text else None)
+        for index, generation in enumerate(generations)
     ]

@@ -150,8 +150,10 @@ class FakeGenerator:
         self.messages: list[Message] = []
         self.tools: list[Mapping[str, Any]] = []
         self.enable_thinking: bool | None = None
+        self.chat_template_kwargs: Mapping[str, Any] | None = None
         self.prompts: list[Prompt] = []
         self.fills: tuple[str, ...] = ()
+        self.fill_reasons: tuple[FinishReason, ...] = ()
         self.observers: list[Observer] = []
         self.compiled: list[Constraint] = []
 
@@ -167,9 +169,11 @@ class FakeGenerator:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         self.messages, self.tools = list(messages), list(tools)
         self.enable_thinking = enable_thinking
+        self.chat_template_kwargs = chat_template_kwargs
         ids = "".join(message["content"] for message in messages).encode()
         return list(ids)
 
@@ -198,7 +202,7 @@ class FakeGenerator:
             [_as_asked(frame, params) for frame in frames], params, self.pause
         )
         if isinstance(prompt, Infill) and self.fills:
-            generation.change_last(fills=self.fills)
+            generation.change_last(fills=self.fills, fill_reasons=self.fill_reasons)
         self.prompts.append(prompt)
         self.generations.append(generation)
         return generation

@@ -69,6 +69,12 @@ def text_of(choice):
     return choice["message"]["content"] if "message" in choice else choice["text"]
 
 
+def logprobs_of(chunks):
+    """The entries of a choice's stream."""
+    parts = [each["choices"][0]["logprobs"] for each in chunks]
+    return [entry for part in parts if part for entry in part["content"]]
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whole_streamed_and_replayed_are_the_same(clients, data):
@@ -101,7 +107,9 @@ def test_whole_streamed_and_replayed_are_the_same(clients, data):
         ask["max_tokens"] = data.draw(st.integers(12 if has_draft else 1, 24))
     if has_draft and url == "/v1/chat/completions":
         ask["prediction"] = {"type": "content", "content": TEXT}
-    if url in ("/v1/chat/completions", "/v1/completions"):
+    if url == "/v1/infill":
+        ask["logprobs"] = data.draw(st.booleans(), "logprobs")
+    if url != "/v1/edits":
         ask["stop"] = data.draw(st.sampled_from([None, "a", ["e", "\x17", "�"]]))
     whole = client.post(url, json=ask)
     assert whole.status_code == 200, whole.text
@@ -118,6 +126,11 @@ def test_whole_streamed_and_replayed_are_the_same(clients, data):
         last = own[-1]["choices"][0]
         assert last["finish_reason"] == choice["finish_reason"]
         assert last.get("fills") == choice.get("fills")
+        assert last.get("fill_finish_reasons") == choice.get("fill_finish_reasons")
+        if url == "/v1/infill":
+            told = choice["logprobs"]
+            assert logprobs_of(own) == ((told and told["content"]) or [])
+            assert (told is not None) == ask["logprobs"]
 
 
 def test_an_infill_puts_the_fills_between_what_is_given(clients):
@@ -128,6 +141,46 @@ def test_an_infill_puts_the_fills_between_what_is_given(clients):
     assert " and " in choice["text"]
     if "�" not in choice["text"]:
         assert choice["text"] == f"{first} and {second}"
+
+
+@pytest.mark.parametrize("stop", [None, "t"])
+@pytest.mark.parametrize("frames", ["off", "full"])
+def test_an_infill_tells_the_log_probabilities_of_every_holes_tokens(
+    clients, folders, frames, stop
+):
+    ask = {"model": "tiny", "seed": 2, "temperature": 1.0, "logprobs": True, "top_logprobs": 3}
+    ask |= {"segments": ["the ", {"mask": 9}, " and ", {"mask": 4}, "."], "stop": stop}
+    ask["diffusion"] = {"frames": frames, "policy": "random"}
+    choice = clients["wide"].post("/v1/infill", json=ask).json()["choices"][0]
+    chunks = events_of(clients["wide"].post("/v1/infill", json=ask | {"stream": True}).text)
+    entries = choice["logprobs"]["content"]
+    assert logprobs_of(chunks) == entries
+    engine = Engine.from_pretrained(folders["wide"])
+    params = GenerationParams(
+        seed=2, temperature=1.0, policy="random", stop=(stop,) if stop else ()
+    )
+    done = engine.generate([Infill("the ", Hole(9), " and ", Hole(4), ".")], params)[0]
+    between = len(engine.encode(" and "))
+    token_of = {each.position: each for each in done.tokens}
+    for hole, (start, length) in enumerate([(0, 9), (9 + between, 4)]):
+        own = [each for each in entries if each["hole"] == hole]
+        for at, entry in enumerate(own, start):
+            text, data = engine.tokenizer.spell(token_of[at].token_id)
+            assert (entry["token"], entry["bytes"]) == (text, data and list(data))
+            assert entry["logprob"] == pytest.approx(token_of[at].log_prob, abs=1e-3)
+            assert len(entry["top_logprobs"]) == 3
+            assert entry["top_logprobs"][0]["logprob"] >= entry["logprob"]
+        # What stands behind a stop string is cut off, and nobody is told of it.
+        written = b"".join(bytes(each["bytes"] or []) for each in own).decode(errors="replace")
+        assert written.startswith(choice["fills"][hole])
+        if choice["fill_finish_reasons"][hole] == "stop":
+            assert len(own) < length
+            assert stop not in choice["fills"][hole]
+        else:
+            assert len(own) == length
+    assert [each["hole"] for each in entries] == sorted(each["hole"] for each in entries)
+    reasons = {"length"} if stop is None else {"stop", "length"}
+    assert set(choice["fill_finish_reasons"]) <= reasons
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -210,3 +210,59 @@ def test_an_engine_says_how_its_chats_are_written(tmp_path):
     assert engine.info.chat.thinking is not None
     ids = engine.encode_chat(CHAT[:2], tools=[TOOL], enable_thinking=False)
     assert engine.decode(ids).endswith("</think>\n\n")
+
+
+STYLED = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if style is defined %}({{ style }}{{ ' ' * width }}){% endif %}{% endif %}"
+    "{% if parts is defined %}{{ parts['a'][0] // parts['b'] }}{% endif %}",
+)
+HI = [{"role": "user", "content": "hi"}]
+
+
+def test_a_template_gets_its_variables_as_text_without_special_tokens(folder: Path):
+    tokenizer = load(folder, STYLED)
+    plain = tokenizer.encode_chat(HI)
+    assert tokenizer.encode_chat(HI, chat_template_kwargs={}) == plain
+    ids = tokenizer.encode_chat(HI, chat_template_kwargs={"style": "terse", "width": 2})
+    assert tokenizer.decode(ids) == tokenizer.decode(plain) + "(terse  )"
+    ids = tokenizer.encode_chat(HI, chat_template_kwargs={"style": "<|im_end|>", "width": 0})
+    assert ids == [*plain, *tokenizer.encode("(<|im_end|>)")]
+    assert ids.count(IM_END) == plain.count(IM_END)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"messages": []}, "cannot set messages, which the server itself gives"),
+        ({"tools": []}, "cannot set tools"),
+        ({"add_generation_prompt": False}, "cannot set add_generation_prompt"),
+        ({"chat_template": "{{ 1 }}"}, "cannot set chat_template"),
+        ({"raise_exception": 1}, "cannot set raise_exception"),
+        ({"eos_token": "x"}, "cannot set eos_token"),
+        ({"enable_thinking": True}, "cannot set enable_thinking"),
+        ({"colour": 1}, "names that this model's chat template has, got 'colour'"),
+        ({"im_start|>": 1}, r"got 'im_start\|>'"),
+        ({f"n{i}": 1 for i in range(33)}, "at most 32 names, got 33"),
+        ({"style": "x" * 9000}, "at most 8192 characters of JSON, got 9025"),
+        ({"style": 10**7}, "numbers of at most 1000000, got 10000000"),
+        ({"style": [[[[[[[[1]]]]]]]]}, None),
+        ({"style": [[[[[[[[[1]]]]]]]]]}, "may be nested 8 levels deep"),
+        ({"parts": {"a": [1], "b": 0}}, "refuses chat_template_kwargs with these messages"),
+        ({"parts": {"a": [], "b": 1}}, "refuses chat_template_kwargs with these messages"),
+        ({"parts": 7}, "refuses chat_template_kwargs with these messages"),
+        ({"style": "a", "width": "b"}, "refuses chat_template_kwargs with these messages"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_variables_a_template_cannot_be_given_are_refused(
+    folder: Path, values: dict[str, object], words: str | None
+):
+    tokenizer = load(folder, STYLED)
+    values = {"width": 0, **values} if "style" in values else values
+    if words is None:
+        tokenizer.encode_chat(HI, chat_template_kwargs=values)
+        return
+    with pytest.raises(InvalidRequest, match=words) as refusal:
+        tokenizer.encode_chat(HI, chat_template_kwargs=values)
+    assert refusal.value.param == "chat_template_kwargs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffusiongpt.engine.canvas import Canvas, Hole, Infill
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason
+from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.replay import Replay
@@ -115,6 +117,91 @@ def test_text_fills_and_frames_agree(engine: Engine):
     assert " on the mat and " in done.text
 
 
+def cut(data: bytes, stop: tuple[str, ...]) -> str:
+    """The text of a hole by definition: all of it, up to where the first stop string begins."""
+    text = data.decode(errors="replace")
+    return text[: min((text.find(each) for each in stop if each in text), default=len(text))]
+
+
+@pytest.mark.parametrize("stop", [(), ("b",), ("ab", "ba"), ("é", "aa"), ("�",), ("c-",)], ids=str)
+def test_a_holes_text_ends_before_its_first_stop_string_in_any_order(stop: tuple[str, ...]):
+    random = Random(str(stop))
+    alphabet = b"abc\xc3\xa9-"
+    for _ in range(60):
+        region: list[int | None] = []
+        for _ in range(random.randint(1, 3)):
+            region += [None] * random.randint(1, 6) + list(b"-b-"[: random.randint(1, 3)])
+        region.append(None)
+        canvas = Canvas(prompt=(), region=tuple(region), suffix=(1,))
+        ids = [random.choice(alphabet) if each is None else each for each in region]
+        data = bytes(ids)
+        spell = lambda each: bytes([each])  # noqa: E731
+        text = HoledText.of_region(spell, region, canvas.holes, stop=stop, watch=True)
+        updates = [text.commit([(at, each, 1.0) for at, each in canvas.given])]
+        order = [at for at, each in enumerate(region) if each is None]
+        random.shuffle(order)
+        while order:
+            batch = [order.pop() for _ in range(min(len(order), random.randint(1, 3)))]
+            updates.append(text.commit([(at, ids[at], 0.5) for at in batch]))
+            if updates[-1].stopped:
+                break
+        updates.append(text.finish(len(region)))
+        fills = tuple(cut(data[start:end], stop) for start, end in canvas.holes)
+        assert text.fills == fills
+        was_cut = [fill != data[start:end].decode(errors="replace")
+                   for fill, (start, end) in zip(fills, canvas.holes, strict=True)]  # fmt: skip
+        reasons = [FinishReason.STOP if each else FinishReason.LENGTH for each in was_cut]
+        assert list(text.fill_reasons) == reasons
+        expected, at = "", 0
+        for fill, (start, end) in zip(fills, canvas.holes, strict=True):
+            expected += data[at:start].decode() + fill
+            at = end
+        assert "".join(each.content for each in updates) == expected + data[at:].decode()
+        replay = Replay()
+        for each in updates:
+            replay.apply(each.set, each.unset)
+        assert replay.text == "".join(each.content for each in updates)
+        settled = [each.settled for each in updates]
+        assert settled == sorted(settled)
+        assert settled[-1] == len(region)
+        assert text.end == len(region)
+
+
+def test_a_stop_string_ends_its_hole_and_the_slot_is_free_when_all_have_ended(engine: Engine):
+    infill = Infill("the cat ", Hole(9), " on the mat and ", Hole(9), " in the sun")
+    params = GenerationParams(seed=3, temperature=1.0, policy="random", watch=True)
+    whole = engine.generate([infill], params)[0]
+    assert set(whole.fill_reasons) == {FinishReason.LENGTH}
+    first, second = whole.fills
+    only = next(each for each in first[1:] if each not in second)
+    done = engine.generate([infill], params.replace(stop=(only,)))[0]
+    assert done.fills == (cut(first.encode(), (only,)), second)
+    assert done.fill_reasons == (FinishReason.STOP, FinishReason.LENGTH)
+    assert done.text == f"{done.fills[0]} on the mat and {second}"
+    both = params.replace(stop=(first[0], second[0]))
+    ended = engine.generate([infill], both)[0]
+    assert ended.text == " on the mat and "
+    assert ended.fills == ("", "")
+    assert ended.usage.nfe < whole.usage.nfe
+    replay = Replay()
+    for frame in engine.stream(infill, both):
+        replay.apply(frame.set, frame.unset)
+    assert replay.text == ended.text
+    assert engine.num_running == 0
+
+
+def test_a_hole_at_the_end_is_told_as_every_other(engine: Engine):
+    params = GenerationParams(seed=3, temperature=1.0, policy="random")
+    whole = engine.generate([Infill("the cat ", Hole(9))], params)[0]
+    assert whole.fills == (whole.text,)
+    assert whole.fill_reasons == (FinishReason.LENGTH,)
+    stop = (whole.text[3],)
+    ended = engine.generate([Infill("the cat ", Hole(9))], params.replace(stop=stop))[0]
+    assert ended.fills == (ended.text,) == (cut(whole.text.encode(), stop),)
+    assert ended.fill_reasons == (FinishReason.STOP,)
+    assert ended.finish_reason is FinishReason.STOP
+
+
 def test_what_cannot_be_filled_is_refused(engine: Engine, tmp_path: Path):
     for parts, words in (
         (("no hole",), "1 to 64 holes, got 0"),
@@ -127,8 +214,6 @@ def test_what_cannot_be_filled_is_refused(engine: Engine, tmp_path: Path):
             engine.prepare(Infill(*parts))
     with pytest.raises(ContextLengthExceeded, match=str(CONTEXT_LENGTH)):
         engine.prepare(Infill("a", Hole(CONTEXT_LENGTH), "b"))
-    with pytest.raises(InvalidRequest, match="stop strings cannot end an infill"):
-        engine.prepare(Infill("a", Hole(2), "b"), GenerationParams(stop=("x",)))
     with pytest.raises(InvalidRequest, match=r"steps must be in 1\.\.2"):
         engine.prepare(Infill("a", Hole(2), "b"), GenerationParams(steps=3))
     blocks = Engine.from_pretrained(write_modernbert(tmp_path, block_length=8))

@@ -99,6 +99,31 @@ def test_errors_are_counted_by_kind_and_paths_do_not_multiply(client: TestClient
     assert samples["diffusiongpt_requests_total", URL, "404"] == 1
 
 
+def test_grammars_are_timed_and_their_refusals_counted_by_kind(client: TestClient):
+    before = read(client)
+    guided = ("diffusiongpt_grammar_guide_seconds_total", "tiny")
+    compiled = ("diffusiongpt_grammar_compile_seconds_count", "tiny")
+    spent = ("diffusiongpt_grammar_compile_seconds_sum", "tiny")
+    ask = ASK | {"model": "tiny", "max_tokens": 24}
+    assert client.post(URL, json=ask).is_success
+    plain = read(client)
+    assert plain.get(guided, 0.0) == before.get(guided, 0.0)
+    assert plain.get(compiled, 0) == before.get(compiled, 0)
+    word = {"structured_outputs": {"regex": "(a|b|the cat)+"}}
+    assert client.post(URL, json=ask | word).is_success
+    after = read(client)
+    assert after[guided] > plain.get(guided, 0.0)
+    assert after[compiled] - plain.get(compiled, 0) == 1
+    assert after[spent] > plain.get(spent, 0.0)
+    for fields in ({"regex": "(?=a)b"}, {"regex": "[]"}, {"json": {"not": {}}}):
+        refused = client.post(URL, json=ask | {"structured_outputs": fields})
+        assert refused.status_code == 400
+    samples = read(client)
+    assert samples["diffusiongpt_grammar_refusals_total", "regex", "tiny"] == 2
+    assert samples["diffusiongpt_grammar_refusals_total", "json_schema", "tiny"] == 1
+    assert samples[compiled] - after[compiled] == 3
+
+
 def test_every_application_has_a_registry_of_its_own():
     one, two = (TestClient(create_app(FakeGenerator(), Settings())) for _ in range(2))
     one.post(URL, json=ASK | {"model": "fake"})

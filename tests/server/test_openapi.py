@@ -25,7 +25,7 @@ ASKS: dict[str, dict[str, Any]] = {
     },
     "/v1/completions": {"prompt": "a", "logprobs": 2},
     "/v1/fim/completions": {"prompt": "a", "suffix": "b"},
-    "/v1/infill": {"segments": ["a", {"mask": 3}]},
+    "/v1/infill": {"segments": ["a", {"mask": 3}], "logprobs": True, "top_logprobs": 1},
     "/v1/edits": {"input": "a draft"},
 }
 

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from diffusiongpt.engine.canvas import Hole, Infill
 from diffusiongpt.engine.draft import Draft
+from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.settings import Settings
 
@@ -101,10 +102,13 @@ def test_fill_in_the_middle_is_as_long_as_the_models_answers_unless_asked(
 
 def test_an_infill_tells_what_fills_each_hole(client: TestClient, generator: FakeGenerator):
     generator.fills = ("x", "y")
+    generator.fill_reasons = (FinishReason.STOP, FinishReason.LENGTH)
     body = client.post(INFILL, json=ASKS[INFILL] | {"n": 2}).json()
     assert body["object"] == "infill"
     assert [each["fills"] for each in body["choices"]] == [["x", "y"]] * 2
     assert [each["text"] for each in body["choices"]] == [TEXT, "two"]
+    reasons = [each["fill_finish_reasons"] for each in body["choices"]]
+    assert reasons == [["stop", "length"]] * 2
     assert generator.prompts[0] == Infill("a b", Hole(3), [99], Hole(2), "d")
     chunks = events_of(client.post(INFILL, json=ASKS[INFILL] | {"stream": True}).text)
     assert [c["choices"][0]["fills"] for c in chunks if "fills" in c["choices"][0]] == [["x", "y"]]
@@ -206,7 +210,14 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (EDITS, {"diffusion": {"strength": "x"}}, "got 'x'", "diffusion.strength"),
     (EDITS, {"diffusion": {"pick": "best"}}, "'doubtful' or 'random'", "diffusion.pick"),
     (EDITS, {"logprobs": True}, "logprobs is not supported yet, got True", "logprobs"),
-    (INFILL, {"logprobs": 3}, "logprobs is not supported yet, got 3", "logprobs"),
+    (INFILL, {"logprobs": 3}, "logprobs: input should be a valid boolean, got 3", "logprobs"),
+    (INFILL, {"top_logprobs": 2}, "needs logprobs to be true, got top_logprobs=2", "top_logprobs"),
+    (
+        INFILL,
+        {"logprobs": True, "top_logprobs": 21},
+        "top_logprobs must be in 0..20, got 21",
+        "top_logprobs",
+    ),
 ]
 
 

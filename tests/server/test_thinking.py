@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
-from diffusiongpt.engine.chat import ChatStyle, Thinking
+from diffusiongpt.engine.chat import PLAIN_CHAT, ChatStyle, Thinking
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.worker import EngineWorker
 from diffusiongpt.server.answers import ChatAnswer, ChatChunk
@@ -130,6 +130,71 @@ def test_thinking_that_cannot_be_switched_off_is_not():
     assert client_of(generator).post(URL, json=ASK | {"reasoning_effort": "low"}).is_success
 
 
+NAME = "chat_template_kwargs.enable_thinking"
+
+
+@pytest.mark.parametrize(
+    ("chat", "asked", "fields", "switch"),
+    [
+        (SWITCHED, True, {}, True),
+        (SWITCHED, False, {}, False),
+        (SWITCHED, None, {}, None),
+        (SWITCHED, True, {"reasoning_effort": "low"}, True),
+        (SWITCHED, False, {"reasoning_effort": "instant"}, False),
+        (SWITCHED, False, {"response_format": {"type": "json_object"}}, False),
+        (OPEN, True, {}, None),
+        (PLAIN_CHAT, False, {}, None),
+    ],
+)
+def test_a_template_is_told_to_think_or_not(
+    chat: ChatStyle, asked: bool | None, fields: dict[str, Any], switch: bool | None
+):
+    generator = FakeGenerator(chat=chat)
+    kwargs = {"chat_template_kwargs": {"enable_thinking": asked, "style": "terse"}}
+    assert client_of(generator).post(URL, json=ASK | kwargs | fields).status_code == 200
+    assert generator.enable_thinking is switch
+    assert generator.chat_template_kwargs == {"style": "terse"}
+
+
+@pytest.mark.parametrize(
+    ("chat", "asked", "fields", "words"),
+    [
+        (SWITCHED, "yes", {}, "must be true or false, got 'yes'"),
+        (SWITCHED, True, {"reasoning_effort": "none"}, "contradicts reasoning_effort=none, got T"),
+        (SWITCHED, False, {"reasoning_effort": "high"}, "must be true here, because it contradi"),
+        (
+            SWITCHED,
+            True,
+            {"response_format": {"type": "json_object"}},
+            "must be false here, because such an answer comes without a thought, got True",
+        ),
+        (OPEN, False, {}, "must be absent, because fake thinks before every answer, got False"),
+        (PLAIN_CHAT, True, {}, "must be absent, because fake does not think, got True"),
+    ],
+)
+def test_a_thought_that_cannot_be_had_is_refused(
+    chat: ChatStyle, asked: object, fields: dict[str, Any], words: str
+):
+    generator = FakeGenerator(chat=chat)
+    kwargs = {"chat_template_kwargs": {"enable_thinking": asked}}
+    answer = client_of(generator).post(URL, json=ASK | kwargs | fields)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == NAME
+    assert generator.generations == []
+
+
+@pytest.mark.parametrize(("end", "is_open"), [("<think>\n", True), ("</think>\n", False)])
+def test_any_variable_of_a_template_may_open_a_thought(end: str, is_open: bool):
+    # The fake's template is the messages themselves, so the last one stands for its ending.
+    generator = FakeGenerator("so </think>yes", chat=OPEN)
+    ask = ASK | {"messages": [{"role": "user", "content": end}]}
+    ask |= {"chat_template_kwargs": {"thinking": is_open}}
+    message = client_of(generator).post(URL, json=ask).json()["choices"][0]["message"]
+    assert message.get("reasoning_content", "").strip() == ("so" if is_open else "")
+    assert message["content"] == ("yes" if is_open else "so </think>yes")
+
+
 def test_openais_own_client_finds_the_thought():
     with serving_live(FakeGenerator(TEXT, chat=SWITCHED)) as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
@@ -152,7 +217,12 @@ def test_a_real_engine_says_that_its_template_thinks(tmp_path):
     with TestClient(create_app(worker, Settings())) as client:
         body = client.post(URL, json=ask).json()
         text = client.post(URL, json=ask | {"stream": True, "diffusing": True}).text
+        refused = client.post(URL, json=ask | {"chat_template_kwargs": {"colour": "red"}})
+        taken = client.post(URL, json=ask | {"chat_template_kwargs": {"messages": []}})
     worker.stop()
+    for answer in (refused, taken):
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "chat_template_kwargs"
     message = body["choices"][0]["message"]
     assert message["content"] == ""
     # It never ends the thought that its prompt opens.

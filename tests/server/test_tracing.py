@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from diffusiongpt.engine.chat import ChatStyle, Thinking
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.openapi import ROUTES
@@ -38,11 +40,11 @@ ASK: dict[str, Any] = {
 class Traced:
     """An application whose spans stay in memory."""
 
-    def __init__(self, generator: FakeGenerator) -> None:
+    def __init__(self, generator: FakeGenerator, **settings: Any) -> None:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        app = create_app(generator, Settings(), tracer=provider.get_tracer("test"))
+        app = create_app(generator, Settings(**settings), tracer=provider.get_tracer("test"))
         self.client = TestClient(app, raise_server_exceptions=False)
 
     def post(self, path: str = CHAT, **fields: Any) -> ReadableSpan:
@@ -132,6 +134,72 @@ def test_no_text_is_in_a_span(traced: Traced):
         shown = traced.post(path, **ask).to_json()
         assert "secret" not in shown
         assert "hidden" not in shown
+
+
+ASKS: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    CHAT: (ASK, ["a secret question"]),
+    "/v1/completions": ({"prompt": ["secret", "b"], "suffix": "z"}, ["secret", "z", "b", "z"]),
+    "/v1/fim/completions": ({"prompt": "secret"}, ["secret"]),
+    "/v1/infill": ({"segments": ["secret", {"mask": 3}, [7]]}, ["secret", '{"mask": 3}', "[7]"]),
+    "/v1/edits": ({"input": "secret", "instruction": "mend"}, ["mend", "secret"]),
+}
+
+
+def messages_of(span: ReadableSpan, name: str) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = json.loads(attributes_of(span)[f"gen_ai.{name}.messages"])
+    return messages
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", _OPERATIONS)
+def test_prompts_and_answers_are_in_a_span_only_where_they_are_asked_for(path: str, stream: bool):
+    ask, prompts = ASKS[path]
+    ask = {"model": "fake", "stream": stream, **ask}
+    silent = Traced(FakeGenerator("a hidden answer")).post(path, **ask)
+    assert not {name for name in attributes_of(silent) if "messages" in name}
+    assert "secret" not in silent.to_json()
+    assert "hidden" not in silent.to_json()
+    span = Traced(FakeGenerator("a hidden answer"), log_prompts=True).post(path, **ask)
+    told = messages_of(span, "input")
+    parts = [part for message in told for part in message["parts"]]
+    assert parts == [{"type": "text", "content": each} for each in prompts]
+    answer = {
+        "role": "assistant",
+        "parts": [{"type": "text", "content": "a hidden answer"}],
+        "finish_reason": "stop",
+    }
+    assert messages_of(span, "output") == [answer] * len(told)
+
+
+def test_thoughts_and_calls_are_parts_of_their_own():
+    call = '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call>'
+    style = ChatStyle(thinking=Thinking(opening="<think>", closing="</think>"))
+    traced = Traced(FakeGenerator(f"<think>hm</think>well {call}", chat=style), log_prompts=True)
+    made = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    chat = [
+        {"role": "user", "content": "secret"},
+        {"role": "assistant", "content": "", "reasoning_content": "so", "tool_calls": [made]},
+        {"role": "tool", "content": "blue", "tool_call_id": "c1"},
+    ]
+    tool = {"type": "function", "function": {"name": "look"}}
+    span = traced.post(**{**ASK, "messages": chat, "tools": [tool]})
+    assert [(each["role"], each["parts"]) for each in messages_of(span, "input")] == [
+        ("user", [{"type": "text", "content": "secret"}]),
+        (
+            "assistant",
+            [
+                {"type": "reasoning", "content": "so"},
+                {"type": "tool_call", "id": "c1", "name": "look", "arguments": {}},
+            ],
+        ),
+        ("tool", [{"type": "tool_call_response", "id": "c1", "response": "blue"}]),
+    ]
+    (answer,) = messages_of(span, "output")
+    thought, text, called = answer["parts"]
+    assert (thought, text["content"]) == ({"type": "reasoning", "content": "hm"}, "well")
+    assert called["name"] == "look"
+    assert json.loads(called["arguments"]) == {"at": "sky"}
+    assert answer["finish_reason"] == "tool_call"
 
 
 def test_a_callers_span_is_the_parent(traced: Traced):
