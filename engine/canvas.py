@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
 
 MAX_HOLES = 64
@@ -20,10 +21,12 @@ class Hole:
         length: how many; "auto" (or None) tries the candidates side by side and keeps the one
             whose committed tokens have the best mean log-probability.
         candidates: the lengths to try.
+        constraint: the language that its text is a word of; None is the request's, if it has one.
     """
 
     length: int | Literal["auto"] | None
     candidates: tuple[int, ...] = (4, 8, 16, 32)
+    constraint: Constraint | None = None
 
     @property
     def is_automatic(self) -> bool:
@@ -42,6 +45,11 @@ class Infill:
 
     def __init__(self, *parts: str | Sequence[int] | Hole) -> None:
         object.__setattr__(self, "parts", parts)
+
+    @property
+    def holes(self) -> tuple[Hole, ...]:
+        """The holes, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Hole))
 
     @property
     def is_automatic(self) -> bool:

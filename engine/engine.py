@@ -228,13 +228,15 @@ class Engine:
         params = params or GenerationParams()
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need a model folder with a tokenizer", "stop")
-        language = None if params.constraint is None else self.compile(params.constraint)
+        language = self._language_of(params.constraint)
         name = f"request-{next(self._ids)}"
         if isinstance(prompt, Infill):
             if params.draft is not None:
                 raise InvalidRequest("a draft cannot come with holes, got both", "draft")
             parts = [p if isinstance(p, Hole) else self._as_ids(p) for p in prompt.parts]
-            request = prepare_infill(name, Canvas.of_parts(parts), params, self.info, language)
+            languages = [self._language_of(hole.constraint) or language for hole in prompt.holes]
+            canvas = Canvas.of_parts(parts)
+            request = prepare_infill(name, canvas, params, self.info, languages)
         else:
             draft_ids = () if params.draft is None else self._as_ids(params.draft.text)
             ids = self._as_ids(prompt)
@@ -263,6 +265,9 @@ class Engine:
                 f"engine may look at: its row budget is {self._row_budget}",
                 "block_length",
             )
+
+    def _language_of(self, constraint: Constraint | None) -> Language | None:
+        return None if constraint is None else self.compile(constraint)
 
     def compile(self, constraint: Constraint) -> Language:
         """The language of a constraint, which is kept for the requests that have it.
@@ -490,9 +495,8 @@ class Engine:
             batch, num_tokens=self._token_budget if self.config.deterministic else 0
         )
         windows = [running.window() for running in batch]
-        commits = denoise(
-            self._model, self._head, self._scheduler.table, windows, facts, self._frontier(batch)
-        )
+        frontier = self._frontier(batch, facts.width)
+        commits = denoise(self._model, self._head, self._scheduler.table, windows, facts, frontier)
         for running, step, is_open in zip(
             batch, commits.step.tolist(), commits.is_open.tolist(), strict=True
         ):
@@ -532,17 +536,18 @@ class Engine:
                 frames.append(self._commit(running, changes))
         return [frame for frame in frames if frame is not None]
 
-    def _frontier(self, batch: Sequence[Running]) -> Frontier | None:
+    def _frontier(self, batch: Sequence[Running], width: int) -> Frontier | None:
         """Where constraints guide the coming step, if any do."""
         guides = [running.guide for running in batch]
         if not any(guides):
             return None
-        columns = [
-            len(each.request.prompt) + each.guide.position - each.block_start if each.guide else 0
-            for each in batch
-        ]
-        size = self._model.vocab_size
-        return Frontier(guides, columns, vocab_size=size, device=self.config.device)
+        return Frontier(
+            guides,
+            [running.block_span for running in batch],
+            width=width,
+            vocab_size=self._model.vocab_size,
+            device=self.config.device,
+        )
 
     def _finish_reason(self, running: Running, update: TextUpdate) -> FinishReason | None:
         is_whole = running.guide is not None and running.guide.is_complete

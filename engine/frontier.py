@@ -1,4 +1,7 @@
-"""The frontiers of a batch's guided slots, as the denoising step needs them.
+"""Where the guided slots of a batch may commit, and what, as the denoising step needs it.
+
+A guide that goes from left to right opens one position, its frontier; one that goes in any order
+opens every masked position.
 
 Legend: A slots of the batch, W positions of the widest block, G guided slots, V vocabulary, N
 drawn tokens, R rows of the head.
@@ -11,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusiongpt.engine.guide import Guide
+from diffusiongpt.engine.guides import Guide
 
 # Far below any logit, and finite, as a banned token's is (`sampling.py`).
 _NOT_ALLOWED = -1e30
@@ -22,63 +25,77 @@ class Frontier:
 
     Args:
         guides: of every slot of the batch, None where it has no constraint.
-        columns: of every slot, the frontier's place in its block.
+        blocks: of every slot, the completion's positions start..stop that its block has.
+        width: positions of the widest block.
         vocab_size: rows of the head's output.
     """
 
     def __init__(
         self,
         guides: Sequence[Guide | None],
-        columns: Sequence[int],
+        blocks: Sequence[tuple[int, int]],
         *,
+        width: int,
         vocab_size: int,
         device: str,
     ) -> None:
-        self._guides = guides
-        guided = [row for row, guide in enumerate(guides) if guide is not None]
-        sets = [guide.allowed() for guide in guides if guide is not None]
-        # Minus one is no column: slots without a constraint have no frontier.
-        marked = [-1 if guide is None else columns[row] for row, guide in enumerate(guides)]
-        self._column = torch.tensor(marked, device=device)  # (A,)
-        number = [guided.index(row) if row in guided else 0 for row in range(len(guides))]
-        self._number = torch.tensor(number, device=device)  # (A,) which guided slot it is
-        self._allowed = _as_mask(sets, vocab_size).to(device)  # (G, V)
+        self._guides, self._blocks = guides, blocks
+        # Minus one is no column, and no set: slots without a constraint have none.
+        frontier = [-1] * len(guides)
+        number = [[-1] * width for _ in guides]
+        sets: dict[int, int] = {}
+        for row, (guide, (start, stop)) in enumerate(zip(guides, blocks, strict=True)):
+            for position, allowed in guide.open_sets(start, stop).items() if guide else ():
+                number[row][position - start] = sets.setdefault(allowed, len(sets))
+                if guide is not None and guide.is_in_order:
+                    frontier[row] = position - start
+        self._column = torch.tensor(frontier, device=device)  # (A,)
+        self._number = torch.tensor(number, device=device)  # (A, W) which of the sets
+        self._allowed = _as_mask(list(sets), vocab_size).to(device)  # (G, V)
 
     def restrict(self, logits: Tensor, row: Tensor, column: Tensor) -> None:
-        """Leave only what is allowed at frontiers among the positions `column` (R,) of slots
-        `row` (R,), in their logits (R, V), in place."""
-        where = (column == self._column[row]).nonzero()[:, 0]
-        allowed = self._allowed[self._number[row[where]]]
+        """Leave only what is allowed at open positions among `column` (R,) of slots `row` (R,),
+        in their logits (R, V), in place."""
+        number = self._number[row, column]
+        where = (number >= 0).nonzero()[:, 0]
+        allowed = self._allowed[number[where]]
         logits[where] = logits[where].masked_fill(~allowed, _NOT_ALLOWED)
 
     def cut(self, chosen: Tensor) -> Tensor:
-        """Of what is chosen (A, W) in guided slots, the unbroken run that begins at the frontier,
-        which is always in it."""
+        """Of what is chosen (A, W) in slots that go from left to right, the unbroken run that
+        begins at the frontier, which is always in it."""
         column = torch.arange(chosen.shape[1], device=chosen.device)
         frontier = self._column[:, None]
         run = (chosen | (column <= frontier)).to(torch.int8).cumprod(dim=1).bool()
         return torch.where(frontier >= 0, run & (column >= frontier), chosen)
 
-    def accept(self, row: Tensor, token_id: Tensor) -> Tensor:
-        """Which tokens (N,), drawn in slots `row` (N,) from left to right, are committed."""
-        drawn: dict[int, list[int]] = {}
+    def accept(self, row: Tensor, column: Tensor, token_id: Tensor, sureness: Tensor) -> Tensor:
+        """Which tokens (N,), drawn at `column` (N,) of slots `row` (N,) from left to right, are
+        committed; the model was so sure (N,) of each before it drew."""
+        drawn: dict[int, list[tuple[int, int, float]]] = {}
         rows = row.tolist()
-        for each, token in zip(rows, token_id.tolist(), strict=True):
-            drawn.setdefault(each, []).append(token)
-        taken = {each: self._take(each, tokens) for each, tokens in drawn.items()}
-        accepted, seen = [], dict.fromkeys(drawn, 0)
-        for each in rows:
-            accepted.append(seen[each] < taken[each])
-            seen[each] += 1
+        for each, *draw in zip(
+            rows, column.tolist(), token_id.tolist(), sureness.tolist(), strict=True
+        ):
+            drawn.setdefault(each, []).append((draw[0], draw[1], draw[2]))
+        accepted = [
+            taken for each, draws in drawn.items() for taken in self._take(each, draws)
+        ]  # rows come in order
         return torch.tensor(accepted, dtype=torch.bool, device=row.device)
 
-    def _take(self, row: int, tokens: Sequence[int]) -> int:
-        guide = self._guides[row]
-        return len(tokens) if guide is None else guide.accept(tokens)
+    def _take(self, row: int, draws: Sequence[tuple[int, int, float]]) -> list[bool]:
+        guide, (start, _) = self._guides[row], self._blocks[row]
+        if guide is None:
+            return [True] * len(draws)
+        columns, tokens, sureness = zip(*draws, strict=True)
+        return guide.accept_at([start + each for each in columns], tokens, sureness)
 
 
 def _as_mask(sets: Sequence[int], vocab_size: int) -> Tensor:
     """Sets of token ids, as bits of integers, to (G, V) bool."""
+    if not sets:
+        # Of a guided canvas all that is left to fill may be in holes without a language.
+        return torch.zeros(0, vocab_size, dtype=torch.bool)
     num_bytes = (vocab_size + 7) // 8
     data = bytearray(b"".join(each.to_bytes(num_bytes, "little") for each in sets))
     packed = torch.frombuffer(data, dtype=torch.uint8).view(len(sets), num_bytes, 1)

@@ -39,6 +39,8 @@ class Guide:
         seconds: what finding and checking tokens took so far.
     """
 
+    is_in_order = True
+
     def __init__(self, language: Language, length: int) -> None:
         self.position = 0
         self.is_complete = False
@@ -84,6 +86,26 @@ class Guide:
                 return count
         self._must_close = True
         return 0
+
+    def open_sets(self, start: int, stop: int) -> dict[int, int]:
+        """The frontier, if it is among start..stop, and the tokens that are allowed there."""
+        return {self.position: self.allowed()} if start <= self.position < stop else {}
+
+    def accept_at(
+        self, positions: Sequence[int], tokens: Sequence[int], sureness: Sequence[float]
+    ) -> list[bool]:
+        """Take over tokens drawn from the frontier on; which of them are committed."""
+        count = self.accept(tokens)
+        return [index < count for index in range(len(tokens))]
+
+    def take_forced_in(self, start: int, stop: int, most: int) -> list[tuple[int, int]]:
+        """Commit tokens from the frontier on, `most` of them, as long as there is no choice."""
+        first = self.position
+        return list(enumerate(self.take_forced(most), start=first))
+
+    def is_past_end(self, position: int) -> bool:
+        """Nothing is committed after the end."""
+        return False
 
     def take_forced(self, most: int) -> list[int]:
         """Commit tokens, `most` of them, as long as there is no choice: they need no draw."""

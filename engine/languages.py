@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING
 from diffusiongpt.engine.closing import find_shortest, keeps_closing
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
+from diffusiongpt.engine.expression import (
+    NotRegular,
+    TooLarge,
+    automaton_of_choices,
+    automaton_of_regex,
+)
+from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -46,12 +53,14 @@ class Language:
 
     Attributes:
         shortest: tokens of the shortest of its texts that was found.
+        automaton: of a regular language that is small enough: it can be filled in any order.
     """
 
     constraint: Constraint
     matcher: LLMatcher
     vocabulary: Vocabulary
     shortest: tuple[int, ...]
+    automaton: LiftedAutomaton | None = None
 
 
 class Languages:
@@ -105,14 +114,33 @@ class Languages:
         )
         if matcher.is_error():
             raise _refusal(constraint, matcher.get_error())
-        shortest = self._shortest(constraint, matcher)
+        automaton = self._lift(constraint)
+        if automaton is None:
+            shortest = self._shortest(constraint, matcher)
+        else:
+            shortest = automaton.shortest(self._longest)
         if shortest is None:
             reason = (
                 matcher.get_error()
                 or f"no text of at most {self._longest} tokens was found soon enough"
             )
             raise _refusal(constraint, reason)
-        return Language(constraint, matcher, self._vocabulary, tuple(shortest))
+        return Language(constraint, matcher, self._vocabulary, tuple(shortest), automaton)
+
+    def _lift(self, constraint: Constraint) -> LiftedAutomaton | None:
+        """The automaton of a regular language, None where there is none, or it is too large."""
+        if not self._vocabulary.stops:
+            return None
+        try:
+            if constraint.kind == "choice":
+                automaton = automaton_of_choices(constraint.choices)
+            elif constraint.kind == "regex":
+                automaton = automaton_of_regex(_without_anchors(constraint.source))
+            else:
+                return None
+            return LiftedAutomaton(automaton, self._vocabulary)
+        except (NotRegular, TooLarge):
+            return None
 
     def _shortest(self, constraint: Constraint, matcher: LLMatcher) -> list[int] | None:
         if constraint.kind == "choice":

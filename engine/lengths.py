@@ -33,8 +33,8 @@ def with_lengths(infill: Infill) -> list[Infill]:
             "prompt",
         )
     return [
-        Infill(*(Hole(length) if part is hole else part for part in infill.parts))
-        for length in hole.candidates
+        Infill(*(fixed if part is hole else part for part in infill.parts))
+        for fixed in (dataclasses.replace(hole, length=each) for each in hole.candidates)
     ]
 
 

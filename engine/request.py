@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from diffusiongpt.engine.blocks import BlockPlan, plan_blocks
 from diffusiongpt.engine.canvas import Canvas
+from diffusiongpt.engine.constraint import ConstraintKind
 from diffusiongpt.engine.draft import DraftPlan, plan_draft
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
@@ -32,8 +33,8 @@ class Request:
         policy: the preset with the request's own gates. blocks: the canvas's plan.
         draft: what fills the first positions of the completion.
         steps: budget of denoising steps; a constraint may need more of them.
-        language: what the completion must be a text of, if there is a constraint.
         has_holes: it was asked for as a text with holes, even if nothing comes after the last.
+        languages: of each hole what it must be a text of, or None; a completion is one hole.
     """
 
     request_id: str
@@ -43,8 +44,8 @@ class Request:
     blocks: BlockPlan
     steps: int
     draft: DraftPlan | None = None
-    language: Language | None = None
     has_holes: bool = False
+    languages: tuple[Language | None, ...] = ()
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -115,12 +116,15 @@ def prepare_infill(
     canvas: Canvas,
     params: GenerationParams,
     info: ModelInfo,
-    language: Language | None = None,
+    languages: Sequence[Language | None] = (),
 ) -> Request:
     """A request that fills the holes of a canvas; `max_tokens` follows from it.
 
     An end of text within a hole leaves the rest of the hole to the model and has no text; a stop
     string ends the text of its hole, and no other's.
+
+    Args:
+        languages: of every hole that was asked for what it must be a text of, or None.
 
     Raises:
         InvalidRequest: with the offending value and what would be accepted.
@@ -134,13 +138,45 @@ def prepare_infill(
             f"got {params.steps}",
             "steps",
         )
-    if params.constraint is not None and len(canvas.holes) > 1:
-        raise InvalidRequest(
-            f"a constraint takes one hole, got {len(canvas.holes)} of them", "constraint"
-        )
+    languages = _languages_of_holes(canvas, languages)
     params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
-    request = _prepare(request_id, canvas, params, info, language=language)
+    request = _prepare(request_id, canvas, params, info, languages=languages)
     return replace(request, has_holes=True)
+
+
+def _languages_of_holes(
+    canvas: Canvas, languages: Sequence[Language | None]
+) -> tuple[Language | None, ...]:
+    """The languages of the canvas's holes; refuses what cannot be kept."""
+    if len(languages) != len(canvas.holes):
+        # Holes side by side are one: they may share a language, and have none of their own.
+        if len({each and each.constraint for each in languages}) > 1:
+            raise InvalidRequest(
+                "holes of different constraints must have a text between them, got "
+                f"{len(languages)} holes of which some touch",
+                "constraint",
+            )
+        languages = (list(languages)[:1] or [None]) * len(canvas.holes)
+    for hole, language in zip(canvas.holes, languages, strict=True):
+        if language is not None:
+            _check_hole(hole, language, len(languages))
+    return tuple(languages)
+
+
+def _check_hole(hole: tuple[int, int], language: Language, num_holes: int) -> None:
+    kind, shortest, length = language.constraint.kind, len(language.shortest), hole[1] - hole[0]
+    if language.automaton is None and num_holes > 1:
+        raise InvalidRequest(
+            f"this {kind} is written from left to right and takes one hole, "
+            f"got {num_holes} of them",
+            "constraint",
+        )
+    if length < shortest:
+        raise InvalidRequest(
+            f"a hole's length must be at least {shortest}, the length of the shortest text of this "
+            f"{kind} that was found, got {length}",
+            "prompt",
+        )
 
 
 def _see_the_whole_canvas(params: GenerationParams, info: ModelInfo) -> GenerationParams:
@@ -188,7 +224,7 @@ def prepare_request(
         limits = {"max_tokens": params.max_tokens, "vocab_size": info.vocab_size}
         draft = plan_draft(params.draft, tuple(draft_ids), **limits)
     canvas = Canvas.of_completion(prompt, params.max_tokens)
-    return _prepare(request_id, canvas, params, info, draft, language)
+    return _prepare(request_id, canvas, params, info, draft, (language,))
 
 
 def _prepare(
@@ -197,14 +233,22 @@ def _prepare(
     params: GenerationParams,
     info: ModelInfo,
     draft: DraftPlan | None = None,
-    language: Language | None = None,
+    languages: tuple[Language | None, ...] = (),
 ) -> Request:
     _check_prompt(canvas.known, info)
     _check_bias(params, info)
-    params = fill_defaults(params, info)
+    language = next((each for each in languages if each is not None), None)
+    constraint = params.constraint if language is None else language.constraint
+    params = fill_defaults(params, info, is_constrained=constraint is not None)
     policy = resolve_policy(params, info)
-    if params.constraint is not None:
-        _check_constraint(params, policy, language)
+    if constraint is not None:
+        _check_constraint(params, policy, constraint.kind)
+    if language is not None and len(language.shortest) > params.max_tokens:
+        raise InvalidRequest(
+            f"max_tokens must be at least {len(language.shortest)}, the length of the shortest "
+            f"text of this {language.constraint.kind} that was found, got {params.max_tokens}",
+            "max_tokens",
+        )
     if params.gap is not None and params.gap > MAX_GAP:
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
     blocks = plan_blocks(canvas, params, info)
@@ -234,7 +278,7 @@ def _prepare(
         blocks=blocks,
         steps=steps,
         draft=draft,
-        language=language,
+        languages=languages,
     )
 
 
@@ -262,10 +306,12 @@ def _check_draft(
         )
 
 
-def fill_defaults(params: GenerationParams, info: ModelInfo) -> GenerationParams:
+def fill_defaults(
+    params: GenerationParams, info: ModelInfo, *, is_constrained: bool = False
+) -> GenerationParams:
     """Replace what the request leaves open by the model's defaults, and draw a seed."""
     defaults = info.defaults
-    if params.constraint is not None:
+    if is_constrained:
         # What is committed stays, and the commits of a step are neighbours.
         params = params.replace(
             edits=False if params.edits is None else params.edits,
@@ -316,8 +362,7 @@ def _check_bias(params: GenerationParams, info: ModelInfo) -> None:
             )
 
 
-def _check_constraint(params: GenerationParams, policy: Policy, language: Language | None) -> None:
-    kind = params.constraint.kind if params.constraint else ""
+def _check_constraint(params: GenerationParams, policy: Policy, kind: ConstraintKind) -> None:
     if policy.revises:
         raise InvalidRequest(
             f"a {kind} needs what is committed to stay, and policy={params.policy!r} with "
@@ -334,14 +379,6 @@ def _check_constraint(params: GenerationParams, policy: Policy, language: Langua
             f"stop must be absent, because a stop string would cut the text of the {kind} before "
             f"it is whole, got {len(params.stop)} of them",
             "stop",
-        )
-    if language is not None and len(language.shortest) > params.max_tokens:
-        # Only an infill ignores the end of text here, and its tokens are those of its hole.
-        what = "a hole's length" if params.ignore_eos else "max_tokens"
-        raise InvalidRequest(
-            f"{what} must be at least {len(language.shortest)}, the length of the shortest text "
-            f"of this {kind} that was found, got {params.max_tokens}",
-            "prompt" if params.ignore_eos else "max_tokens",
         )
 
 

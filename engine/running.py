@@ -10,7 +10,7 @@ from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.frame import CommittedToken, TokenChange, Usage
 from diffusiongpt.engine.grid import Window
-from diffusiongpt.engine.guide import Guide
+from diffusiongpt.engine.guides import Guide
 from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.logprobs import PositionLogprobs
 from diffusiongpt.engine.pages import Page
@@ -76,6 +76,12 @@ class Running:
     def draft(self) -> tuple[int, ...]:
         """The token ids that the completion began with."""
         return () if self.request.draft is None else self.request.draft.token_ids
+
+    @property
+    def block_span(self) -> tuple[int, int]:
+        """The block, in positions of the completion."""
+        origin = len(self.request.prompt)
+        return self.block_start - origin, self.block_end - origin
 
     @property
     def is_due(self) -> bool:
@@ -193,7 +199,8 @@ class Running:
     def record(self, changes: Sequence[TokenChange]) -> None:
         """Keep how the tokens of this step came about, for the next frame."""
         for position, token_id, confidence in changes:
-            if token_id is None:
+            # After the end of a text stands what no reader sees, and nobody chose.
+            if token_id is None or (self.guide is not None and self.guide.is_past_end(position)):
                 continue
             log_prob = math.log(max(confidence, LEAST_PROBABILITY))
             self.recorded.append(

@@ -12,7 +12,7 @@ from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.errors import QueueFull
 from diffusiongpt.engine.frame import TokenChange
-from diffusiongpt.engine.guide import Guide
+from diffusiongpt.engine.guides import new_guide
 from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.pages import PageStore
 from diffusiongpt.engine.request import Request
@@ -132,8 +132,7 @@ class Scheduler:
             filled=bytearray(each is not None for each in canvas.region),
             masked=canvas.num_masked,
         )
-        if request.language is not None:
-            running.guide = Guide(request.language, request.params.max_tokens)
+        running.guide = new_guide(request.languages, canvas)
         self.running[request.request_id] = running
         if draft is not None:
             self._place_draft(running, draft)
@@ -195,12 +194,12 @@ class Scheduler:
         guide = running.guide
         if guide is None or running.block_masked < 2:
             return []
-        first = guide.position
-        token_ids = guide.take_forced(running.block_masked - 1)
-        changes = [TokenChange(first + i, each, 1.0) for i, each in enumerate(token_ids)]
-        if changes:
-            self.table.write_given(running.slot, len(running.request.prompt) + first, token_ids)
-        return changes
+        forced = guide.take_forced_in(*running.block_span, running.block_masked - 1)
+        if forced:
+            origin = len(running.request.prompt)
+            positions = [origin + position for position, _ in forced]
+            self.table.write_given(running.slot, positions, [token for _, token in forced])
+        return [TokenChange(position, token, 1.0) for position, token in forced]
 
     def enter_block(self, running: Running, start: int) -> None:
         """Point a request at the block that holds canvas position `start`."""

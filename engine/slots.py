@@ -237,9 +237,9 @@ class SlotTable:
         self.confidence[slot, position] = confidence
         self._forget(slot, position)
 
-    def write_given(self, slot: int, start: int, token_ids: Sequence[int]) -> None:
-        """Give a slot's positions from `start` on their tokens, which are certain."""
-        position = torch.arange(start, start + len(token_ids), device=self.ids.device)
+    def write_given(self, slot: int, positions: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Give canvas positions of a slot their tokens, which are certain."""
+        position = self.ids.new_tensor(positions)
         certain = torch.ones(len(token_ids), device=self.ids.device)
         row = torch.full_like(position, slot)
         self.write(row, position, position.new_tensor(token_ids), certain)

@@ -162,7 +162,8 @@ def denoise(
     is_edit = edited[row, column]
     draws = _draw(head, hidden, table, rows, grid, facts, bias, statistics, row, column, is_edit)
     if frontier is not None:
-        accepted = frontier.accept(row, draws.token_id)
+        sureness = statistics.log_top[row, column]
+        accepted = frontier.accept(row, column, draws.token_id, sureness)
         chosen[row[~accepted], column[~accepted]] = False
         row, column, draws = row[accepted], column[accepted], draws.at(accepted)
     position = grid.position[row, column]

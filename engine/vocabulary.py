@@ -71,6 +71,12 @@ class Vocabulary:
         """The bytes of tokens; special tokens have none."""
         return b"".join(map(self._tokenizer.token_bytes, token_ids))
 
+    def spelled(self) -> Iterator[tuple[int, bytes]]:
+        """The tokens that may be part of a text, and their bytes."""
+        for token_id in members(self._usable & ~self.stops):
+            if data := self._tokenizer.token_bytes(token_id):
+                yield token_id, data
+
     def is_usable(self, token_id: int) -> bool:
         """Whether the model may emit a token."""
         return holds(self._usable, token_id)

@@ -68,7 +68,7 @@ async def read_ask(
         )
     generator = models.choose(ask.model)
     with refusing({"constraint": ask.constraint_field}):
-        if (constraint := ask.constraint) is not None:
+        for constraint in ask.constraints:
             # It may take a moment, and other requests go on meanwhile.
             await asyncio.to_thread(generator.compile, constraint)
     return ask, generator

@@ -10,9 +10,11 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffusiongpt.engine.canvas import Hole, Infill
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.server.answering import read_ask, refusing, require_text, respond, start
 from diffusiongpt.server.completions import is_token_ids
+from diffusiongpt.server.formats import StructuredOutputs
 from diffusiongpt.server.lengths import submit_lengths
 from diffusiongpt.server.models import Models
 from diffusiongpt.server.protocol import GenerationRequest, check_logprobs
@@ -32,6 +34,9 @@ class HoleSegment(BaseModel):
 
     mask: int | Literal["auto"] = Field(description='positions to fill, or "auto"')
     candidates: Quickly[int] | None = Field(None, description='lengths that "auto" tries')
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="what this hole's text must be, if not what the others' must"
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> HoleSegment:
@@ -44,9 +49,11 @@ class HoleSegment(BaseModel):
     @property
     def hole(self) -> Hole:
         """The hole as the engine has it."""
+        asked = self.structured_outputs
+        constraint = None if asked is None else asked.constraint
         if self.candidates is None:
-            return Hole(self.mask)
-        return Hole(self.mask, tuple(self.candidates))
+            return Hole(self.mask, constraint=constraint)
+        return Hole(self.mask, tuple(self.candidates), constraint)
 
 
 class InfillRequest(GenerationRequest):
@@ -105,6 +112,18 @@ class InfillRequest(GenerationRequest):
         return [{"role": "user", "content": segments}]
 
     @property
+    def constraints(self) -> list[Constraint]:
+        """Those of the holes, too."""
+        holes = [each.constraint for each in self.parts if isinstance(each, Hole)]
+        return [*super().constraints, *(each for each in holes if each is not None)]
+
+    @property
+    def constraint_field(self) -> str:
+        """The request's own field, if it has one."""
+        is_own = self.structured_outputs is not None or self.response_format is not None
+        return super().constraint_field if is_own else "segments"
+
+    @property
     def asked_tokens(self) -> int:
         """Positions of all holes; without any the engine refuses."""
         return max(sum(_longest(each) for each in self.parts if isinstance(each, Hole)), 1)
@@ -122,7 +141,7 @@ def infill_routes(models: Models, settings: Settings) -> APIRouter:
     @router.post("/v1/infill")
     async def create_infill(request: Request) -> Response:
         ask, generator = await read_ask(request, InfillRequest, models, settings)
-        with refusing(_NAMES):
+        with refusing({**_NAMES, "constraint": ask.constraint_field}):
             require_text(generator)
             params = ask.to_params(generator.info)
             submit = partial(submit_lengths, generator)

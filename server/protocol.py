@@ -251,6 +251,11 @@ class GenerationRequest(BaseModel):
         return None if self.response_format is None else self.response_format.constraint
 
     @property
+    def constraints(self) -> list[Constraint]:
+        """Every constraint of the request; raises InvalidRequest."""
+        return [] if (constraint := self.constraint) is None else [constraint]
+
+    @property
     def constraint_field(self) -> str:
         """The field that says so."""
         return "response_format" if self.structured_outputs is None else "structured_outputs"

@@ -165,8 +165,8 @@ def test_the_text_of_one_hole_can_be_constrained(engine: Engine):
     done = engine.generate([prompt], params)[0]
     assert re.fullmatch(DATE.source, done.fills[0])
     two = Infill("the ", Hole(12), " and ", Hole(12))
-    with pytest.raises(InvalidRequest, match="a constraint takes one hole, got 2 of them"):
-        engine.prepare(two, params)
+    with pytest.raises(InvalidRequest, match="from left to right and takes one hole, got 2 of"):
+        engine.prepare(two, params.replace(constraint=PERSON))
     with pytest.raises(InvalidRequest, match=r"a hole's length must be at least .* got 4"):
         engine.prepare(Infill("the ", Hole(4), " cat"), params)
 
@@ -239,13 +239,14 @@ def test_proposals_do_not_change_the_law(tokenizer: Tokenizer, policy: str, step
         tokenizer,
         EngineConfig(max_tokens=8, num_slots=64, max_waiting=4096),
     )
-    choice = Constraint(kind="choice", source=json.dumps([word.decode() for word in words]))
+    texts = " | ".join(f'"{word.decode()}"' for word in words)
+    grammar = Constraint(kind="grammar", source=f"start: {texts}")
     params = GenerationParams(
         max_tokens=4,
         policy=policy,
         steps=steps,
         threshold=0.1 if policy == "threshold" else None,
-        constraint=choice,
+        constraint=grammar,
         temperature=1.0,
         seed=0,
     )

@@ -91,6 +91,20 @@ def test_a_format_reaches_the_engine_from_every_route(
     assert generator.compiled == [constraint] * (len(asks) if constraint else 0)
 
 
+def test_every_hole_may_have_its_own_format(fake: TestClient, generator: FakeGenerator):
+    own = {"mask": 4, "structured_outputs": {"choice": ["x", "y"]}}
+    ask = {"model": "fake", "segments": ["a", own, "b", {"mask": 3}]}
+    ask["structured_outputs"] = {"regex": "z+"}
+    assert fake.post("/v1/infill", json=ask).status_code == 200
+    choice = Constraint(kind="choice", source='["x", "y"]')
+    assert generator.compiled == [Constraint(kind="regex", source="z+"), choice]
+    own["structured_outputs"] = {"choice": []}
+    del ask["structured_outputs"]
+    refused = fake.post("/v1/infill", json=ask)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "segments"
+
+
 def with_schema(**fields: Any) -> dict[str, Any]:
     schema = {"name": "x", "schema": {}, **fields}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
