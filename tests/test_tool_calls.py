@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from diffusiongpt.engine.chat import HERMES
 from diffusiongpt.engine.engine import BUNDLED_MODEL, Engine
+from diffusiongpt.engine.tool_formats import HERMES
 from diffusiongpt.engine.worker import EngineWorker
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.calls import CallSplitter

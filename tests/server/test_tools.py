@@ -13,8 +13,9 @@ from openai.types.chat import ChatCompletionMessageFunctionToolCall
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from diffusiongpt.engine.chat import BARE_JSON, HERMES, ChatStyle, Thinking
+from diffusiongpt.engine.chat import ChatStyle, Thinking
 from diffusiongpt.engine.frame import FinishReason
+from diffusiongpt.engine.tool_formats import BARE_JSON, HERMES
 from diffusiongpt.server.answers import ChatAnswer, ChatChunk
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.calls import CallSplitter
@@ -179,7 +180,9 @@ def test_a_format_is_for_answers_that_do_not_call():
     choice, generator = post("17", response_format=FORMAT)
     constraint = generator.generations[0].params.constraint
     assert constraint is not None
-    assert constraint.source.startswith('start: call ("\\n" call)* | answer\nanswer: %json {"type"')
+    assert constraint.source.startswith(
+        'start: calls ("\\n" calls)* | answer\nanswer: %json {"type"'
+    )
     assert choice["message"]["content"] == "17"
     choice, generator = post(CALL, response_format=FORMAT)
     assert choice["finish_reason"] == "tool_calls"
@@ -229,7 +232,7 @@ def test_streamed_whole_and_replayed_are_the_same(
     # Frames show the text as the model wrote it; reading it gives the message.
     assert replay(events) == text
     if fields.get("tool_choice") is None:
-        splitter = CallSplitter(HERMES, {"weather", "clock"})
+        splitter = CallSplitter(HERMES, {"weather": {}, "clock": {}})
         collected = Collected()
         collected.add(splitter.feed(replay(events)) + splitter.finish())
         assert collected.content == (choice["message"]["content"] or "")
@@ -464,7 +467,7 @@ def test_a_thought_that_the_prompt_opens_is_closed_before_a_forced_call():
     body = client_of(generator).post(URL, json=ASK | {"tool_choice": NAMED}).json()
     constraint = generator.generations[0].params.constraint
     assert constraint is not None
-    assert constraint.source.startswith('start: "</think>\\n\\n" call')
+    assert constraint.source.startswith('start: "</think>\\n\\n" calls')
     assert body["choices"][0]["message"]["content"] is None
     assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] == len("</think>")
 
@@ -478,7 +481,7 @@ def test_a_forced_call_switches_thinking_off_where_it_can():
     assert generator.enable_thinking is False
     constraint = generator.generations[0].params.constraint
     assert constraint is not None
-    assert constraint.source.startswith("start: call\n")
+    assert constraint.source.startswith("start: calls\n")
 
 
 class GetWeather(BaseModel):
