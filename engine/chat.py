@@ -1,8 +1,8 @@
 """How a model's chats are written: its tools and its thinking, as data. Torch-free.
 
-What a chat template says of itself is read from its text: whether it can describe tools, how
-the model is taught to write a call, which marks enclose its thinking. For a template that cannot
-describe tools this module has the words (`tell_tools`).
+What a chat template says of itself is read from its text: which marks enclose its thinking, and
+(`tool_formats.py`) how its model is taught to write a call. For a template that cannot describe
+tools this module has the words (`tell_tools`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffusiongpt.engine.errors import InvalidRequest
+from diffusiongpt.engine.tool_formats import FORMATS, HERMES, ToolFormat
 
 Message = Mapping[str, Any]
 
@@ -32,30 +33,6 @@ _TAKEN_NAMES = frozenset(
         *("joiner", "loop", "self", "caller", "varargs", "kwargs"),
     }
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolFormat:
-    """How a family writes a call: `opening` {"name": ..., `arguments`: {...}} `closing`.
-
-    Attributes:
-        opening, closing: the marks around a call, each on a line of its own; both are "" where
-            the whole answer is one bare JSON object.
-        arguments: the key of the arguments.
-    """
-
-    name: str
-    opening: str
-    closing: str
-    arguments: str = "arguments"
-
-
-# Qwen 2.5 and 3, and so Dream, SDAR, Fast-dLLM v2 and A2D; Ling, and so LLaDA 2; SmolLM3.
-HERMES = ToolFormat(name="hermes", opening="<tool_call>", closing="</tool_call>")
-# Llama 3.1 and later: one call, and nothing else in the answer.
-BARE_JSON = ToolFormat(name="bare_json", opening="", closing="", arguments="parameters")
-# Spellings of a call that are not JSON and share Hermes' marks.
-_NOT_JSON = ("<arg_key>", "<function=")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +74,8 @@ PLAIN_CHAT = ChatStyle()
 
 def visible_marks() -> frozenset[str]:
     """Marks that are text of an answer even where a tokenizer calls them special."""
-    calls = (HERMES.opening, HERMES.closing)
-    return frozenset([*calls, *(mark for marks in THINKING_MARKS for mark in marks)])
-
-
-def tools_of_template(template: str) -> tuple[bool, ToolFormat]:
-    """Whether a template describes tools, in a form that we can read, and that form."""
-    if not re.search(r"\{%-?\s*(?:if|elif|for)\b[^%]*\btools\b", template):
-        return False, HERMES
-    if HERMES.opening in template and not any(mark in template for mark in _NOT_JSON):
-        return True, HERMES
-    if re.search(r"tool_calls\b", template) and f'"{BARE_JSON.arguments}": ' in template:
-        return True, BARE_JSON
-    return False, HERMES
+    calls = frozenset().union(*(form.marks for form in FORMATS))
+    return calls.union(*THINKING_MARKS)
 
 
 def marks_of_template(template: str) -> tuple[str, str] | None:

@@ -25,10 +25,10 @@ from diffusiongpt.engine.chat import (
     is_open,
     marks_of_template,
     tell_tools,
-    tools_of_template,
     visible_marks,
 )
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
+from diffusiongpt.engine.tool_formats import tools_of_template
 
 _FIRST_PRIVATE_CHARACTER: Final = 0xE000
 _NUM_PRIVATE_CHARACTERS: Final = 6400

@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import re
+import secrets
+import string
 import uuid
-from collections.abc import Callable, Collection
-from typing import Any, NoReturn
+from collections.abc import Callable
 
-from diffusiongpt.engine.chat import ToolFormat
+from diffusiongpt.engine.tool_formats import ToolFormat
+from diffusiongpt.server.call_bodies import Body, Functions, JsonBody
 from diffusiongpt.server.parts import CallArguments, CallBegin, Content, Part, num_certain
+from diffusiongpt.server.tagged_body import TaggedBody
+
+_BODIES: dict[str, type[JsonBody] | type[TaggedBody]] = {
+    "object": JsonBody,
+    "named": JsonBody,
+    "tagged": TaggedBody,
+}
 
 
-def new_call_id() -> str:
-    """An id as OpenAI's are; random, because it must not come twice in a chat."""
-    return f"call_{uuid.uuid4().hex[:24]}"
-
-
-class ObjectEnd:
-    """Finds where a JSON object ends in a text that grows, each character looked at once."""
-
-    def __init__(self) -> None:
-        self.position: int | None = None  # of the character after it
-        self._num_read = 0
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-
-    def read(self, text: str) -> int | None:
-        """`position`, once it is known; `text` is the object's beginning so far."""
-        while self.position is None and self._num_read < len(text):
-            self._look_at(text[self._num_read])
-            self._num_read += 1
-            if self._depth == 0:
-                self.position = self._num_read
-        return self.position
-
-    def _look_at(self, character: str) -> None:
-        if self._in_string:
-            self._in_string = self._escaped or character != '"'
-            self._escaped = character == "\\" and not self._escaped
-        elif character == '"':
-            self._in_string = True
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
+def new_call_id(length: int | None = None) -> str:
+    """An id as OpenAI's are, or of `length` letters and digits; random, because it must not come
+    twice in a chat."""
+    if length is None:
+        return f"call_{uuid.uuid4().hex[:24]}"
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
 
 
 class CallSplitter:
     """Reads calls of known tools in the form of a family, the rest as content.
 
-    A call that is not one (no JSON object, no known tool, arguments that are no object, cut off
-    before its end) is content, marks included. White space around a call belongs to nobody.
+    A call that is not one (not in the form, no known tool, cut off before its end) is content,
+    marks included. White space around a call belongs to nobody.
 
     Args:
-        form: how the family writes a call. names: of the tools on offer.
+        form: how the family writes a call.
+        functions: on offer, by name: the JSON schema of their arguments.
         is_certain: the engine lets the model write nothing but valid calls, so that arguments
             can go out as they settle; otherwise they wait until the call is complete.
         make_id: of a call.
@@ -64,23 +44,21 @@ class CallSplitter:
     def __init__(
         self,
         form: ToolFormat,
-        names: Collection[str],
+        functions: Functions,
         *,
         is_certain: bool = False,
-        make_id: Callable[[], str] = new_call_id,
+        make_id: Callable[[], str] | None = None,
     ) -> None:
         self._form = form
-        self._names = names
+        self._functions = functions
         self._is_certain = is_certain
-        self._make_id = make_id
-        self._head = re.compile(
-            rf'\s*\{{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"{form.arguments}"\s*:\s*(?=\{{)'
-        )
+        self._make_id = make_id or (lambda: new_call_id(form.id_length))
         self._step: Callable[[bool], list[Part]] = self._outside if form.opening else self._whole
         self._held = ""
         self._num_calls = 0
         self._is_after_call = False
-        self._begin_call()
+        self._is_closed = False
+        self._begin_call("")
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain by now."""
@@ -91,26 +69,31 @@ class CallSplitter:
         """The rest."""
         return self._step(True)
 
-    def _begin_call(self) -> None:
-        self._lead = ""  # the opening mark and the white space around it, if it was none
-        self._end = ObjectEnd()
-        self._arguments_end = ObjectEnd()
-        self._num_sent: int | None = None  # characters of `_held` that went out as arguments
+    def close(self) -> None:
+        """The text ends where the closing mark of a call would come next."""
+        self._is_closed = True
+
+    def _begin_call(self, lead: str) -> None:
+        self._lead = lead  # what announced the call, if it was none
+        self._body: Body = _BODIES[self._form.spelling](
+            self._form, self._functions, is_certain=self._is_certain
+        )
+        self._read = ""  # what the body was given
+        self._arguments = ""  # that have not gone out
+        self._has_begun = False  # the call has gone out
 
     def _outside(self, is_last: bool) -> list[Part]:
         """Content, up to an opening mark."""
-        if self._is_after_call:
-            self._held = self._held.lstrip()
-            self._is_after_call = not self._held
+        self._strip_behind_call()
         before, found, rest = self._held.partition(self._form.opening)
         if not found:
             length = len(before) if is_last else num_certain(before, self._form.opening)
             self._held = before[length:]
             return _content(before[:length])
         text = before.rstrip()
-        self._begin_call()
-        self._lead = before[len(text) :] + found
-        self._held, self._step = rest, self._inside
+        self._begin_call(before[len(text) :] + found)
+        self._held = rest
+        self._step = self._inside if self._form.separator is None else self._before_list
         return [*_content(text), *self._step(is_last)]
 
     def _whole(self, is_last: bool) -> list[Part]:
@@ -121,49 +104,54 @@ class CallSplitter:
         self._step = self._inside if begun.startswith("{") else self._rest
         return self._step(is_last)
 
-    def _inside(self, is_last: bool) -> list[Part]:
-        """A call, from its opening mark on."""
-        if not self._held.lstrip().startswith("{"):
-            return self._give_up(is_last) if self._held.strip() or is_last else []
-        if self._is_certain:
-            return self._stream(is_last)
-        start = len(self._held) - len(self._held.lstrip())
-        end = self._end.read(self._held[start:])
-        if end is None:
-            return self._give_up(is_last) if is_last else []
-        call = self._parse(self._held[start : start + end])
-        if call is None:
+    def _before_list(self, is_last: bool) -> list[Part]:
+        """The bracket before calls that share their marks."""
+        begun = self._held.lstrip()
+        if not begun and not is_last:
+            return []
+        if not begun.startswith(self._form.lead):
             return self._give_up(is_last)
-        self._held, self._step = self._held[start + end :], self._behind
-        name, arguments = call
-        index = self._count()
-        begin = CallBegin(index, self._make_id(), name)
-        return [begin, CallArguments(index, arguments), *self._step(is_last)]
+        self._lead += self._held[: len(self._held) - len(begun)] + self._form.lead
+        self._held, self._step = begun[len(self._form.lead) :], self._inside
+        return self._step(is_last)
 
-    def _stream(self, is_last: bool) -> list[Part]:
-        """A call whose arguments go out as they come."""
-        parts: list[Part] = []
-        if self._num_sent is None:
-            head = self._head.match(self._held)
-            name = _name_in(head)
-            if head is None or name is None or name not in self._names:
-                return self._give_up(is_last) if is_last or head else []
-            parts.append(CallBegin(self._count(), self._make_id(), name))
-            self._held, self._num_sent = self._held[head.end() :], 0
-        end = self._arguments_end.read(self._held)
-        if fragment := self._held[self._num_sent : end]:
-            self._num_sent += len(fragment)
-            parts.append(CallArguments(self._num_calls - 1, fragment))
-        if end is not None and (rest := self._held[end:].lstrip()):
-            self._held, self._step = rest.removeprefix("}"), self._behind
+    def _inside(self, is_last: bool) -> list[Part]:
+        """A call, from behind what announced it."""
+        text, self._held = self._held, ""
+        self._read += text
+        self._arguments += self._body.feed(text)
+        if is_last:
+            self._arguments += self._body.finish(is_closed=self._is_closed)
+        if self._body.state == "broken" and not self._has_begun:
+            return self._give_up(is_last)
+        parts = self._take() if self._is_certain or self._body.state == "done" else []
+        if self._body.state == "done":
+            self._held, self._step = self._body.rest, self._behind
             parts += self._step(is_last)
         return parts
 
+    def _take(self) -> list[Part]:
+        """What is known of the call."""
+        parts: list[Part] = []
+        if not self._has_begun and self._body.name is not None:
+            parts.append(CallBegin(self._num_calls, self._make_id(), self._body.name))
+            self._has_begun = True
+            self._num_calls += 1
+        if self._arguments:
+            parts.append(CallArguments(self._num_calls - 1, self._arguments))
+            self._arguments = ""
+        return parts
+
     def _behind(self, is_last: bool) -> list[Part]:
-        """The closing mark after a call."""
+        """What follows a call: another one in the same marks, or the closing mark."""
         begun = self._held.lstrip()
-        closing = self._form.closing
-        if begun.startswith(closing) and closing:
+        separator = (self._form.separator or "").strip()
+        closing = self._form.closing or self._form.trail
+        if separator and begun.startswith(separator):
+            self._begin_call(separator)
+            self._held, self._step = begun[len(separator) :], self._inside
+            return self._step(is_last)
+        if closing and begun.startswith(closing):
             self._held = begun[len(closing) :]
         elif closing.startswith(begun) and not is_last:
             return []
@@ -172,10 +160,13 @@ class CallSplitter:
         return self._step(is_last)
 
     def _after_whole(self, is_last: bool) -> list[Part]:
+        self._strip_behind_call()
+        return self._rest(is_last)
+
+    def _strip_behind_call(self) -> None:
         if self._is_after_call:
             self._held = self._held.lstrip()
             self._is_after_call = not self._held
-        return self._rest(is_last)
 
     def _rest(self, _is_last: bool) -> list[Part]:
         text, self._held = self._held, ""
@@ -183,49 +174,10 @@ class CallSplitter:
 
     def _give_up(self, is_last: bool) -> list[Part]:
         """It was no call."""
-        lead, self._lead = self._lead, ""
+        lead, self._held = self._lead, self._read + self._held
+        self._begin_call("")
         self._step = self._outside if self._form.opening else self._rest
         return [*_content(lead), *self._step(is_last)]
-
-    def _count(self) -> int:
-        self._num_calls += 1
-        return self._num_calls - 1
-
-    def _parse(self, text: str) -> tuple[str, str] | None:
-        """Name and arguments of a call that a known tool understands."""
-        try:
-            value: Any = json.loads(
-                text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins
-            )
-        except (ValueError, RecursionError):
-            return None
-        name, arguments = value.get("name"), value.get(self._form.arguments)
-        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
-            return None
-        head = self._head.match(text)
-        if head is None:  # in another order
-            return name, json.dumps(arguments, ensure_ascii=False)
-        rest = text[head.end() :]
-        return name, rest[: ObjectEnd().read(rest)]
-
-
-def _name_in(head: re.Match[str] | None) -> str | None:
-    try:
-        name = json.loads(f'"{head[1]}"') if head else None
-    except ValueError:
-        return None
-    return name if isinstance(name, str) else None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("an object gives a name twice")
-    return value
 
 
 def _content(text: str) -> list[Part]:

@@ -139,8 +139,11 @@ def language_of_calls(ask: ChatRequest, info: ModelInfo, *, opens: bool) -> Cons
             )
         several = ask.several_calls
         return calls_or_answer(functions, style.tool_format, ask.constraint, several=several)
-    if any(function.strict for function in functions):
-        return strict_calls(functions, style.tool_format, several=ask.several_calls)
+    form = style.tool_format
+    # Without a closing mark there is no stop string for one call at most.
+    needs_limit = bool(functions) and not ask.several_calls and form.opening and not form.closing
+    if needs_limit or any(function.strict for function in functions):
+        return strict_calls(functions, form, several=ask.several_calls)
     return None
 
 
@@ -166,6 +169,9 @@ def reading_of(ask: ChatRequest, info: ModelInfo, *, opens: bool, is_certain: bo
         thinking=thinking,
         is_open=thinking is not None and opens,
         form=style.tool_format,
-        names=frozenset(tool.definition.name for tool in ask.callable_tools),
+        functions={
+            tool.definition.name: tool.definition.schema_of_arguments for tool in ask.callable_tools
+        },
         is_certain=is_certain,
+        is_single=not ask.several_calls,
     )

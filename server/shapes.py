@@ -94,7 +94,7 @@ class ChatShape:
 
     def opening(self, index: int) -> Json:
         """The role; where there may be calls, there may never be content."""
-        content = None if self._reading.names else ""
+        content = None if self._reading.functions else ""
         return self._delta(index, {"role": "assistant", "content": content})
 
     def piece(self, index: int, part: Part, settled: Sequence[SettledToken]) -> Json:

@@ -7,13 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from diffusiongpt.engine.chat import ToolFormat
 from diffusiongpt.engine.constraint import Constraint
+from diffusiongpt.engine.tool_formats import ToolFormat
+from diffusiongpt.server.argument_grammar import ANY_OBJECT, argument_rules, literal, spell_schema
 from diffusiongpt.server.tools import FunctionDefinition
 
-# One spelling of each value, so that no white space can go on for ever.
-_SPELLING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
-_ANY_OBJECT: dict[str, Any] = {"type": "object"}
 # Where several schemas may speak of one object, none of them knows all its properties.
 _COMBINING = (
     *("allOf", "oneOf", "if", "not", "dependentSchemas"),
@@ -36,10 +34,9 @@ def forced_calls(
         several: one call or more, where the form has several; else exactly one.
         lead: what is written before the first call.
     """
-    start = json.dumps(lead) + " call" if lead else "call"
-    if several and form.opening:
-        start += ' ("\\n" call)*'
-    rules = [f"start: {start}", *_call_rules(functions, form, only_strict=False)]
+    start = f"{literal(lead)} " if lead else ""
+    rules = [f"start: {start}{_calls(form, several=several)}"]
+    rules += _call_rules(functions, form, several=several, only_strict=False)
     return Constraint(kind="grammar", source="\n".join(rules) + "\n")
 
 
@@ -51,13 +48,15 @@ def strict_calls(
     if form.opening:
         # `lazy` ends the text at the first mark, from where on only a call can follow.
         mark = re.escape(form.opening).replace("/", r"\/")
-        start = "(text call_after_mark)* rest" if several else "text call_after_mark | rest"
+        start = "(text calls)* rest" if several else "text calls | rest"
         rules = [f"start: {start}", f"text[lazy]: /(.|\\n)*{mark}/"]
     else:
-        rules = ["start: call | rest_without_brace"]
+        rules = ["start: calls | rest_without_brace"]
         rules.append(r"rest_without_brace: /[ \t\r\n]*([^{ \t\r\n](.|\n)*)?/")
     rules += [r"rest: /(.|\n)*/"] if form.opening else []
-    rules += _call_rules(functions, form, only_strict=True, after_mark=bool(form.opening))
+    rules += _call_rules(
+        functions, form, several=several, only_strict=True, after_mark=bool(form.opening)
+    )
     return Constraint(kind="grammar", source="\n".join(rules) + "\n")
 
 
@@ -68,41 +67,44 @@ def calls_or_answer(
 
     The form must have marks: a matcher cannot tell a bare call from other JSON as it begins.
     """
-    start = 'call ("\\n" call)*' if several else "call"
-    schema = json.loads(answer.source) if answer.kind == "json_schema" else _ANY_OBJECT
-    rules = [f"start: {start} | answer", f"answer: %json {_spell(schema)}"]
-    rules += _call_rules(functions, form, only_strict=False)
+    schema = json.loads(answer.source) if answer.kind == "json_schema" else ANY_OBJECT
+    start = _calls(form, several=several)
+    rules = [f"start: {start} | answer", f"answer: %json {spell_schema(schema)}"]
+    rules += _call_rules(functions, form, several=several, only_strict=False)
     return Constraint(kind="grammar", source="\n".join(rules) + "\n")
+
+
+def _calls(form: ToolFormat, *, several: bool) -> str:
+    """One call or more, where the form has several and they have marks each."""
+    if not several or not form.opening or form.separator is not None:
+        return "calls"
+    return f"calls ({literal(form.between)} calls)*" if form.between else "calls calls*"
 
 
 def _call_rules(
     functions: Sequence[FunctionDefinition],
     form: ToolFormat,
     *,
+    several: bool,
     only_strict: bool,
     after_mark: bool = False,
 ) -> list[str]:
-    indices = range(len(functions))
-    body = " | ".join(f"function_{index}" for index in indices)
-    opening = "" if after_mark else form.opening
-    before = json.dumps(opening + "\n") + " " if form.opening else ""
-    after = " " + json.dumps("\n" + form.closing) if form.opening else ""
-    name = "call_after_mark" if after_mark else "call"
-    rules = [f"{name}: {before}({body}){after}"]
-    for index, function in zip(indices, functions, strict=True):
-        head = f'{{"name": {json.dumps(function.name)}, "{form.arguments}": '
-        rules.append(f'function_{index}: {json.dumps(head)} arguments_{index} "}}"')
+    """`calls`: what stands between two marks, which is one call in most forms."""
+    before = ("" if after_mark else form.opening) + form.lead
+    listed = " | ".join(f"function_{index}" for index in range(len(functions)))
+    body = f"({listed})"
+    if several and form.separator is not None:
+        body += f" ({literal(form.separator)} ({listed}))*"
+    around = [literal(before), body, literal(form.trail + form.closing)]
+    rules = ["calls: " + " ".join(each for each in around if each)]
+    for index, function in enumerate(functions):
+        head = form.before_name + function.name + form.after_name
+        parts = [literal(head), f"arguments_{index}", literal(form.end)]
+        rules.append(f"function_{index}: " + " ".join(each for each in parts if each))
         is_free = only_strict and not function.strict
-        schema = _ANY_OBJECT if is_free else _closed(function.schema_of_arguments)
-        rules.append(f"arguments_{index}: %json {_spell(schema)}")
+        schema = None if is_free else _closed(function.schema_of_arguments)
+        rules += argument_rules(index, function.name, schema, form)
     return rules
-
-
-def _spell(schema: dict[str, Any] | bool) -> str:
-    """A schema in a grammar; everything is allowed by true, nothing by false."""
-    if isinstance(schema, bool):
-        schema = {} if schema else {"enum": []}
-    return json.dumps({**schema, "x-guidance": _SPELLING})
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from diffusiongpt.engine.chat import HERMES
 from diffusiongpt.engine.engine import BUNDLED_MODEL, Engine
+from diffusiongpt.engine.tool_formats import (
+    GLM,
+    GLM_COMPACT,
+    HERMES,
+    MISTRAL,
+    MISTRAL_LIST,
+    QWEN_CODER,
+)
 from diffusiongpt.engine.worker import EngineWorker
 from diffusiongpt.server.app import create_app
 from diffusiongpt.server.calls import CallSplitter
 from diffusiongpt.server.parts import Collected
 from diffusiongpt.server.settings import Settings
 
+from call_texts import write
 from tiny_models import edit_config, write_modernbert
-from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+from tiny_tokenizer import CHATML, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from wire import events_of, replay
 
 URL = "/v1/chat/completions"
@@ -68,6 +76,46 @@ def clients(tmp_path_factory):
     yield {name: TestClient(create_app(each, Settings())) for name, each in workers.items()}
     for worker in workers.values():
         worker.stop()
+
+
+@pytest.fixture(scope="module")
+def make_client(tmp_path_factory):
+    """A tiny, random model whose template teaches a form by an example."""
+    workers = []
+
+    def make(form):
+        folder = tmp_path_factory.mktemp(form.name)
+        write_modernbert(folder, vocab_size=VOCAB_SIZE, seed=4, section=SECTION, block_length=4)
+        edit_config(folder, max_position_embeddings=1024)
+        write_tiny_tokenizer(folder)
+        example = f"{{% if tools %}}{write(form, ('f', {'a': 1}))}{{% endif %}}"
+        (folder / "chat_template.jinja").write_text(CHATML + example)
+        workers.append(EngineWorker(Engine.from_pretrained(folder, name="m")))
+        workers[-1].start()
+        return TestClient(create_app(workers[-1], Settings()))
+
+    yield make
+    for worker in workers:
+        worker.stop()
+
+
+@pytest.mark.parametrize(
+    "form", [GLM, GLM_COMPACT, QWEN_CODER, MISTRAL_LIST, MISTRAL], ids=lambda form: form.name
+)
+def test_calls_are_valid_in_every_form(make_client, form):
+    client = make_client(form)
+    assert client.get("/v1/models").json()["data"][0]["diffusion"]["tools"] == form.name
+    for seed, choice in enumerate(["required", NAMED]):
+        ask = {**ASK, "tool_choice": choice, "max_tokens": 160, "seed": seed}
+        answer = client.post(URL, json=ask)
+        assert answer.status_code == 200, answer.text
+        whole = answer.json()["choices"][0]
+        check(whole)
+        events = events_of(client.post(URL, json=ask | {"stream": True}).text)
+        deltas = [call for e in events for call in e["choices"][0]["delta"].get("tool_calls", ())]
+        for index, function in enumerate(functions_of(whole)):
+            fragments = [d["function"]["arguments"] for d in deltas if d["index"] == index]
+            assert "".join(fragments) == function["arguments"]
 
 
 def check(choice):

@@ -15,13 +15,13 @@ ASK = TASK["ask"]
 MESSAGES = [(message["role"], message["content"]) for message in ASK["messages"]]
 
 
-def make_model(**fields: Any) -> ChatOpenAI:
+def make_model(ask: dict[str, Any] = ASK, **fields: Any) -> ChatOpenAI:
     return ChatOpenAI(
-        model=ASK["model"],
+        model=ask["model"],
         base_url=TASK["base_url"],
         api_key="none",
-        seed=ASK["seed"],
-        max_completion_tokens=ASK["max_tokens"],
+        seed=ask["seed"],
+        max_completion_tokens=ask["max_tokens"],
         max_retries=0,
         stream_usage=True,
         **fields,
@@ -37,6 +37,24 @@ def seen(message: Any) -> dict[str, Any]:
     }
 
 
+def ask_calls() -> dict[str, Any]:
+    """A call that must be made, whole and put together from a stream."""
+    ask = TASK["call"]
+    name = ask["tool_choice"]["function"]["name"]
+    model = make_model(ask).bind_tools(ask["tools"], tool_choice=name)
+    messages = [(message["role"], message["content"]) for message in ask["messages"]]
+    whole = None
+    for part in model.stream(messages):
+        whole = part if whole is None else whole + part
+    return {"whole": called(model.invoke(messages)), "loop": called(whole)}
+
+
+def called(message: Any) -> dict[str, Any]:
+    [call] = message.tool_calls
+    reason = message.response_metadata["finish_reason"]
+    return {"name": call["name"], "arguments": call["args"], "finish_reason": reason}
+
+
 def main() -> None:
     result: dict[str, Any] = {"version": version("langchain-openai"), "answers": {}}
     for style, diffusion in TASK["styles"].items():
@@ -46,6 +64,7 @@ def main() -> None:
         for part in model.stream(MESSAGES):
             whole = part if whole is None else whole + part
         result["answers"][f"loop, {style}"] = seen(whole)
+    result["calls"] = ask_calls()
     try:
         make_model(temperature=9).invoke(MESSAGES)
     except openai.BadRequestError as error:

@@ -43,13 +43,42 @@ async function askHelper(ask) {
   return seen(text, answer.choices[0], answer.usage);
 }
 
+function called({ name, arguments: text }, choice) {
+  return { name, arguments: JSON.parse(text), finish_reason: choice.finish_reason };
+}
+
+async function callWhole(ask) {
+  const choice = (await create(ask)).choices[0];
+  return called(choice.message.tool_calls[0].function, choice);
+}
+
+async function callStream(ask) {
+  const call = { name: "", arguments: "" };
+  let last = null;
+  for await (const chunk of await create({ ...ask, stream: true })) {
+    last = chunk.choices[0];
+    for (const { function: part } of last.delta.tool_calls ?? []) {
+      call.name += part.name ?? "";
+      call.arguments += part.arguments ?? "";
+    }
+  }
+  return called(call, last);
+}
+
+async function callHelper(ask) {
+  const choice = (await client.chat.completions.stream(ask).finalChatCompletion()).choices[0];
+  return called(choice.message.tool_calls[0].function, choice);
+}
+
 const ways = { whole: askWhole, loop: askStream, helper: askHelper };
-const result = { answers: {}, models: [] };
+const callWays = { whole: callWhole, loop: callStream, helper: callHelper };
+const result = { answers: {}, calls: {}, models: [] };
 result.version = JSON.parse(readFileSync(`node_modules/${name}/package.json`, "utf8")).version;
 for await (const model of client.models.list()) result.models.push(model.id);
 for (const [style, diffusion] of Object.entries(task.styles))
   for (const [way, run] of Object.entries(ways))
     result.answers[`${way}, ${style}`] = await run({ ...task.ask, diffusion });
+for (const [way, run] of Object.entries(callWays)) result.calls[way] = await run(task.call);
 try {
   await create({ ...task.ask, temperature: 9 });
 } catch (error) {

@@ -56,6 +56,37 @@ def ask_helper(client: openai.OpenAI, ask: dict[str, Any]) -> dict[str, Any]:
     return seen(text, choice, answer.usage, [])
 
 
+def called(function: Any, finish_reason: str) -> dict[str, Any]:
+    return {
+        "name": function.name,
+        "arguments": json.loads(function.arguments),
+        "finish_reason": finish_reason,
+    }
+
+
+def call_whole(client: openai.OpenAI, ask: dict[str, Any]) -> dict[str, Any]:
+    choice = client.chat.completions.create(**ask).choices[0]
+    [call] = choice.message.tool_calls or []
+    return called(call.function, choice.finish_reason)
+
+
+def call_stream(client: openai.OpenAI, ask: dict[str, Any]) -> dict[str, Any]:
+    name, arguments, reason = "", "", ""
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for call in chunk.choices[0].delta.tool_calls or []:
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        reason = chunk.choices[0].finish_reason or reason
+    return {"name": name, "arguments": json.loads(arguments), "finish_reason": reason}
+
+
+def call_helper(client: openai.OpenAI, ask: dict[str, Any]) -> dict[str, Any]:
+    with client.chat.completions.stream(**ask) as stream:
+        choice = stream.get_final_completion().choices[0]
+    [call] = choice.message.tool_calls or []
+    return called(call.function, choice.finish_reason)
+
+
 def ask_refused(client: openai.OpenAI, ask: dict[str, Any]) -> dict[str, Any]:
     try:
         client.chat.completions.create(**{**ask, "temperature": 9})
@@ -74,6 +105,8 @@ def main() -> None:
             ask = {**TASK["ask"], "extra_body": {"diffusion": diffusion}}
             for way, run in ways.items():
                 result["answers"][f"{way}, {style}"] = run(client, ask)
+        calls = {"whole": call_whole, "loop": call_stream, "helper": call_helper}
+        result["calls"] = {way: run(client, TASK["call"]) for way, run in calls.items()}
         result["refusal"] = ask_refused(client, ask)
     sys.stdout.write(f"\n{json.dumps(result)}\n")
 

@@ -38,6 +38,32 @@ ASK: dict[str, Any] = {
     "max_tokens": 32,
     "seed": 1,
 }
+CALL: dict[str, Any] = {
+    "model": NAME,
+    "messages": [{"role": "user", "content": "How is the weather in Bonn?"}],
+    "tools": [
+        {
+            "type": "function",
+            "function": {
+                "name": "weather",
+                "description": "the weather of a place",
+                "strict": True,
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "city": {"type": "string", "maxLength": 12},
+                        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                    },
+                    "required": ["city", "days"],
+                    "additionalProperties": False,
+                },
+            },
+        }
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    "max_tokens": 64,
+    "seed": 3,
+}
 STYLES: dict[str, dict[str, Any]] = {
     "frames off": {},
     "frames on": {"frames": "delta"},
@@ -76,7 +102,7 @@ class Client:
             text=True,
             cwd=HERE if is_python else folder,
             env={**os.environ, **variables},
-            timeout=120,
+            timeout=240,
             check=False,
         )
 
@@ -120,7 +146,7 @@ def expected(url: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def outcomes(url: str) -> dict[str, Any]:
     """What each client that is there got: all run beside each other."""
-    task = {"base_url": f"{url}/v1", "ask": ASK, "styles": STYLES}
+    task = {"base_url": f"{url}/v1", "ask": ASK, "styles": STYLES, "call": CALL}
     present = {name: each for name, each in CLIENTS.items() if each.absence is None}
     with ThreadPoolExecutor(len(present)) as pool:
         runs = list(pool.map(lambda client: client.run(task), present.values()))
@@ -150,6 +176,17 @@ def test_every_way_of_asking_gets_the_same_text(outcome: dict[str, Any], expecte
     assert len(outcome["answers"]) >= 2 * len(STYLES)
     for way, answer in outcome["answers"].items():
         assert {name: answer[name] for name in expected} == expected, (outcome["version"], way)
+
+
+def test_every_way_of_calling_gets_the_same_arguments(outcome: dict[str, Any], url: str):
+    answer = httpx.post(f"{url}/v1/chat/completions", json=CALL, timeout=60).json()
+    [call] = answer["choices"][0]["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert arguments.keys() == {"city", "days"}
+    expected = {"name": "weather", "arguments": arguments, "finish_reason": "tool_calls"}
+    assert len(outcome["calls"]) >= 2
+    for way, called in outcome["calls"].items():
+        assert called == expected, (outcome["version"], way)
 
 
 def test_frames_reach_who_can_see_them_and_add_up_to_the_text(

@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from diffusiongpt.engine.chat import BARE_JSON, HERMES, ChatStyle, tell_tools
+from diffusiongpt.engine.chat import ChatStyle, tell_tools
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.tool_formats import (
+    BARE_JSON,
+    GLM,
+    GLM_COMPACT,
+    HERMES,
+    MISTRAL,
+    MISTRAL_LIST,
+    QWEN_CODER,
+)
 
 from tiny_models import write_modernbert
 from tiny_tokenizer import (
@@ -54,7 +63,14 @@ LLAMA = (
     "{{ m.tool_calls[0].function.arguments | tojson }}}{% else %}{{ m.content }}{% endif %}"
     "{% endfor %}"
 )
-OTHER_FORM = HERMES_TEMPLATE.replace('{"name"', "<arg_key>")
+# The words with which templates of other families teach their form.
+OTHER_FORMS = {
+    GLM: "<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>",
+    GLM_COMPACT: "<tool_call>{function-name}<arg_key>{arg-key-1}</arg_key>",
+    QWEN_CODER: "<tool_call>\n<function=example>\n<parameter=example>",
+    MISTRAL_LIST: "[TOOL_CALLS] [",
+    MISTRAL: "[TOOL_CALLS]{{ messages[0].name }}[ARGS]",
+}
 TOOL = {
     "type": "function",
     "function": {
@@ -95,7 +111,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (CHATML, False, HERMES),
         (HERMES_TEMPLATE, True, HERMES),
         (LLAMA, True, BARE_JSON),
-        (OTHER_FORM, False, HERMES),
+        *(
+            (CHATML + "{% if tools %}" + text + "{% endif %}", True, form)
+            for form, text in OTHER_FORMS.items()
+        ),
+        (CHATML + "".join(OTHER_FORMS.values()), False, HERMES),
         ("{# tools #}{{ messages[0].content }}", False, HERMES),
     ],
 )

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusiongpt.engine.chat import BARE_JSON, HERMES, Thinking, ToolFormat
-from diffusiongpt.server.calls import CallSplitter, ObjectEnd, new_call_id
+from diffusiongpt.engine.chat import Thinking
+from diffusiongpt.engine.tool_formats import BARE_JSON, HERMES, ToolFormat
+from diffusiongpt.server.call_bodies import ObjectEnd
+from diffusiongpt.server.calls import CallSplitter, new_call_id
 from diffusiongpt.server.parts import (
     CallArguments,
     CallBegin,
@@ -25,7 +27,7 @@ from diffusiongpt.server.parts import (
 from diffusiongpt.server.thinking import ThinkingSplitter, count_tokens
 
 THINK = Thinking(opening="<think>", closing="</think>")
-NAMES = {"f", "g"}
+NAMES: dict[str, dict[str, object]] = {"f": {}, "g": {}}
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": [1, "}"]}}\n</tool_call>'
 # Pieces that make marks, almost-marks, calls and almost-calls likely.
 PIECES = (

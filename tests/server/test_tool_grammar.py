@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
 import jsonschema
-import llguidance
 import pytest
 
-from diffusiongpt.engine.chat import BARE_JSON, HERMES, ToolFormat
 from diffusiongpt.engine.constraint import Constraint
+from diffusiongpt.engine.tool_formats import BARE_JSON, HERMES, ToolFormat
 from diffusiongpt.server.calls import CallSplitter
 from diffusiongpt.server.parts import Collected
 from diffusiongpt.server.tool_grammar import calls_or_answer, forced_calls, strict_calls
 from diffusiongpt.server.tools import FunctionDefinition
+
+from matching import is_word, make_tokenizer, walk
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = FunctionDefinition(name="get-weather", parameters=CITY, strict=True)
@@ -23,43 +23,11 @@ CLOCK = FunctionDefinition(name="clock")
 FREE = FunctionDefinition(name="free", parameters=CITY)
 CALL = '<tool_call>\n{"name": "get-weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
 CLOCK_CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
-END = "<|end|>"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Bytes, a few longer tokens that straddle marks, and an end of text."""
-    tokens = [bytes([byte]) for byte in range(256)]
-    tokens += [b'"}}', b"}\n", b"\n</tool", b"_call", b"<tool_call>\n", b'{"name": "', b" a", b">x"]
-    return llguidance.LLTokenizer(
-        llguidance.TokenizerWrapper(_Words([*tokens, END.encode()])), eos_token=len(tokens)
-    )
-
-
-class _Words:
-    """What llguidance asks of a tokenizer."""
-
-    def __init__(self, tokens: list[bytes]) -> None:
-        self.tokens = tokens
-        self.eos_token_id = len(tokens) - 1
-        self.bos_token_id = None
-        self.special_token_ids = [len(tokens) - 1]
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
-
-
-def matcher(tokenizer: Any, constraint: Constraint) -> Any:
-    grammar = llguidance.LLMatcher.grammar_from_lark(constraint.source)
-    found = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
-    assert not found.get_error()
-    return found
-
-
-def is_word(tokenizer: Any, constraint: Constraint, text: str) -> bool:
-    found = matcher(tokenizer, constraint)
-    data = list(text.encode())
-    return found.try_consume_tokens(data) == len(data) and found.is_accepting()
+    return make_tokenizer()
 
 
 def forced(*functions: FunctionDefinition, several: bool = False, **more: Any) -> Constraint:
@@ -156,21 +124,6 @@ def test_calls_or_an_answer_of_a_format(tokenizer: Any, text: str, is_in: bool):
     assert is_word(tokenizer, language, '{"name": "clock", "arguments": [{}, 1]}')
 
 
-def walk(tokenizer: Any, constraint: Constraint, seed: int, limit: int = 400) -> str:
-    """A word of the language, its tokens drawn at random, closing what can be closed."""
-    found, generator, data = matcher(tokenizer, constraint), random.Random(seed), b""
-    for step in range(limit):
-        mask = found.compute_bitmask()
-        allowed = [i for i in range(tokenizer.vocab_size) if mask[i // 8] >> i % 8 & 1]
-        if tokenizer.eos_token in allowed:
-            break
-        closing = [i for i in allowed if i in (ord('"'), ord("}"), ord("]"))]
-        token = generator.choice(closing if closing and step > 60 else allowed)
-        assert found.consume_token(token)
-        data += tokenizer.decode_bytes([token])
-    return data.decode(errors="strict")
-
-
 def schema_in(constraint: Constraint) -> dict[str, Any]:
     schema = json.loads(constraint.source.split("%json ")[1])
     del schema["x-guidance"]
@@ -220,7 +173,7 @@ def test_every_word_is_read_as_a_valid_call(tokenizer: Any, form: ToolFormat):
     for seed in range(12):
         constraint = forced_calls([definitions[seed % 3]], form, several=False)
         text = walk(tokenizer, constraint, seed)
-        splitter = CallSplitter(form, set(schemas), is_certain=bool(seed % 2))
+        splitter = CallSplitter(form, schemas, is_certain=bool(seed % 2))
         collected = Collected()
         collected.add(splitter.feed(text) + splitter.finish())
         [call] = collected.calls
