@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install serve test check format lint typecheck clients bench clean
+.PHONY: install serve test check format lint typecheck clients bench gpu clean
 
 install: $(VENV)/installed
 
@@ -53,6 +53,15 @@ clients: install
 
 bench: install
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# The tests and benchmarks that mean something on CUDA only, in ten minutes at most.
+GPU_BENCHES := capture forward single batch cache mixed
+gpu: install
+	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch sees no CUDA device")'
+	timeout 600 sh -c '$(BIN)/python -m pytest -m gpu tests/engine || exit 1; \
+	  for name in $(GPU_BENCHES); do \
+	    $(BIN)/python benchmarks/bench_$$name.py --device cuda --repeats 1 || exit 1; \
+	  done'
 
 clean:
 	rm -rf build .typing .mypy_cache .ruff_cache .hypothesis *.egg-info

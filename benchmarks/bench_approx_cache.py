@@ -89,7 +89,7 @@ def measure_quality(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     law = Mixture()
     folder = write_random_model(False, **TOY)
     train(folder, law, 2 if options.quick else options.train)
-    engine = Engine.from_pretrained(folder, dtype="float32")
+    engine = Engine.from_pretrained(folder, dtype="float32", device=options.device)
     given, length = 16, 48
     texts = law.sample(2 if options.quick else options.texts, given + length)
     prompts = texts[:, :given].tolist()
@@ -121,7 +121,7 @@ def nll_of(law: Mixture, texts: Tensor, beginning: Tensor, length: int) -> dict[
 
 def measure_time(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """How many times faster each cache is than none, paired."""
-    engine = Engine.from_pretrained(write_random_model(options.quick))
+    engine = Engine.from_pretrained(write_random_model(options.quick), device=options.device)
     length = 32 if options.quick else options.length
     prompts = [[5 + (shift + i) % 50 for i in range(options.prompt)] for shift in range(8)]
     params = GenerationParams(

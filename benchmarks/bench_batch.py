@@ -19,8 +19,8 @@ def main() -> None:
     length, steps = (16, 16) if options.quick else (options.length, options.steps)
     prompts = [[5 + (shift + i) % 50 for i in range(options.prompt)] for shift in range(16)]
     prompts = (prompts * options.requests)[: options.requests]
-    loop = PlainLoop(folder, MASK, [0, 1, MASK])
-    engine = Engine.from_pretrained(folder, compile=bool(options.compile))
+    loop = PlainLoop(folder, MASK, [0, 1, MASK], options.device)
+    engine = Engine.from_pretrained(folder, compile=bool(options.compile), device=options.device)
     params = GenerationParams(
         max_tokens=length, steps=steps, policy="ancestral", seed=1, ignore_eos=True
     )

@@ -15,7 +15,7 @@ def main() -> None:
     length = 32 if options.quick else options.length
     block = 8 if options.quick else options.block
     folder = write_random_model(options.quick, block, max_position_embeddings=2048)
-    common = {"dtype": "float32", "token_budget": 32768}
+    common = {"dtype": "float32", "token_budget": 32768, "device": options.device}
     cached = Engine.from_pretrained(folder, **common)
     plain = Engine.from_pretrained(folder, cache_blocks=False, **common)
     prompts = [[5 + (shift + i) % 50 for i in range(options.prompt)] for shift in range(8)]

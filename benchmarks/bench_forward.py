@@ -43,11 +43,13 @@ def main() -> None:
 
 def measure_shape(options: Any, lengths: tuple[int, ...], shape: dict[str, int]) -> dict[str, Any]:
     """Rates of the forward and of both ceilings, in Gflop/s."""
-    model = load_model(write_random_model(options.quick, **shape), dtype="bfloat16")
+    model = load_model(
+        write_random_model(options.quick, **shape), dtype="bfloat16", device=options.device
+    )
     tokens = sum(lengths)
-    ids = torch.randint(5, model.vocab_size, (1, tokens))
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    large, large_flops = large_product(options.quick)
+    ids = torch.randint(5, model.vocab_size, (1, tokens), device=model.device)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(model.device)
+    large, large_flops = large_product(options.quick, options.device)
     own, own_flops = own_products(model, tokens)
     flops = own_flops + attention_flops(model, lengths)
     seconds = in_turn(
@@ -70,11 +72,11 @@ def measure_shape(options: Any, lengths: tuple[int, ...], shape: dict[str, int])
     }
 
 
-def large_product(quick: bool) -> tuple[Callable[[], Tensor], float]:
+def large_product(quick: bool, device: str) -> tuple[Callable[[], Tensor], float]:
     """One product with a good shape, and its flops."""
     size = 128 if quick else 2048
-    left = torch.randn(2 * size, size, dtype=torch.bfloat16)
-    right = torch.randn(size, size, dtype=torch.bfloat16)
+    left = torch.randn(2 * size, size, dtype=torch.bfloat16, device=device)
+    right = torch.randn(size, size, dtype=torch.bfloat16, device=device)
     return lambda: left @ right.T, 2.0 * 2 * size * size * size
 
 
@@ -82,7 +84,10 @@ def own_products(model: LoadedModel, tokens: int) -> tuple[Callable[[], None], f
     """Every linear layer of the backbone once at `tokens` tokens, and their flops."""
     network = model._network.base_model
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    inputs = {n: torch.randn(tokens, n, dtype=model.dtype) for n in {m.in_features for m in layers}}
+    inputs = {
+        n: torch.randn(tokens, n, dtype=model.dtype, device=model.device)
+        for n in {m.in_features for m in layers}
+    }
 
     @torch.inference_mode()
     def run() -> None:

@@ -43,7 +43,8 @@ def main() -> None:
     )
     write_tokenizer(folder)
     alone, served = (
-        Engine.from_pretrained(folder, name="model", prefix_cache_bytes=0) for _ in range(2)
+        Engine.from_pretrained(folder, name="model", prefix_cache_bytes=0, device=options.device)
+        for _ in range(2)
     )
     asks = [ask(index, length) for index in range(options.streams)]
     with serving(served) as port:

@@ -134,12 +134,20 @@ def is_idle(url: str) -> bool:
     return not meters["slots_running"] and not meters["queue_requests"]
 
 
-def start_server(model: str | None, num_slots: int) -> tuple[subprocess.Popen[bytes], str]:
+def start_server(
+    model: str | None, num_slots: int, device: str
+) -> tuple[subprocess.Popen[bytes], str]:
     """`diffusiongpt serve` on a free port, ready, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     flags = ["--port", str(port), "--name", NAME, "--num-slots", str(num_slots)]
-    flags += ["--log-level", "warning", *([] if model is None else ["--model", model])]
+    flags += [
+        "--log-level",
+        "warning",
+        "--device",
+        device,
+        *([] if model is None else ["--model", model]),
+    ]
     server = subprocess.Popen([sys.executable, "-m", "diffusiongpt.cli", "serve", *flags])
     url = f"http://127.0.0.1:{port}"
     if not wait_until(url, lambda url: httpx.get(f"{url}/ready").status_code == 200):
@@ -175,7 +183,7 @@ def main() -> None:
     """Measure and report; a loss is an error."""
     options = parse_arguments(__doc__, takes_model=True, streams=64, max_tokens=128)
     number, max_tokens = (20, 32) if options.quick else (options.streams, options.max_tokens)
-    server, url = start_server(options.model, number)
+    server, url = start_server(options.model, number, options.device)
     try:
         result = measure(url, make_clients(number), max_tokens)
     finally:

@@ -21,7 +21,7 @@ def main() -> None:
     options = parse_arguments(__doc__, requests=16, prompt=32, shortest=16, longest=512, block=8)
     shortest, longest = (8, 32) if options.quick else (options.shortest, options.longest)
     folder = write_random_model(options.quick, options.block)
-    engine = Engine.from_pretrained(folder, prefix_cache_bytes=0)
+    engine = Engine.from_pretrained(folder, prefix_cache_bytes=0, device=options.device)
     growth = (longest / shortest) ** (1 / (options.requests - 1))
     lengths = [round(shortest * growth**index) for index in range(options.requests)]
     uniform = sorted({shortest, lengths[options.requests // 2], longest})

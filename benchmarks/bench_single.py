@@ -16,8 +16,8 @@ def main() -> None:
     folder = write_random_model(options.quick)
     length, steps = (16, 16) if options.quick else (options.length, options.steps)
     prompt = [5 + index % 50 for index in range(options.prompt)]
-    loop = PlainLoop(folder, MASK, [0, 1, MASK])
-    engine = Engine.from_pretrained(folder, compile=bool(options.compile))
+    loop = PlainLoop(folder, MASK, [0, 1, MASK], options.device)
+    engine = Engine.from_pretrained(folder, compile=bool(options.compile), device=options.device)
     params = GenerationParams(
         max_tokens=length, steps=steps, policy="ancestral", seed=1, ignore_eos=True
     )

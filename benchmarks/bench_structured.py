@@ -30,7 +30,7 @@ def main() -> None:
     """Measure and report."""
     options = parse_arguments(__doc__, takes_model=True, requests=1000, tokens=320, slots=16)
     requests, tokens = (12, 64) if options.quick else (options.requests, options.tokens)
-    engine = Engine.from_pretrained(options.model, num_slots=options.slots)
+    engine = Engine.from_pretrained(options.model, num_slots=options.slots, device=options.device)
     params = GenerationParams(max_tokens=tokens, temperature=1.0, seed=0)
     plain = params.replace(max_tokens=32 if options.quick else 128, ignore_eos=True)
     began = time.perf_counter()

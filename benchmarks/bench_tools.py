@@ -123,7 +123,9 @@ def main() -> None:
     options = parse_arguments(__doc__, takes_model=True, calls=200, max_tokens=160)
     configure_logging("warning")
     number = 4 if options.quick else options.calls
-    worker = EngineWorker(Engine.from_pretrained(options.model, name="tools"))
+    worker = EngineWorker(
+        Engine.from_pretrained(options.model, name="tools", device=options.device)
+    )
     worker.start()
     started = time.perf_counter()
     done = asyncio.run(ask_all(worker, make_asks(number, options.max_tokens)))

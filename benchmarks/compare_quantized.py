@@ -32,7 +32,7 @@ def main() -> None:
         model = write_random_model(True, hidden_size=64, intermediate_size=64)
         options.samples = 2
     engines = {
-        name: Engine.from_pretrained(model, quantize=kind)
+        name: Engine.from_pretrained(model, quantize=kind, device=options.device)
         for name, kind in (("plain", None), ("int8", "int8"), ("int4", "int4"))
     }
     workload = Workload(requests=options.samples, prompt_tokens=options.tokens, seed=1)

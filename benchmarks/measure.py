@@ -43,6 +43,7 @@ def parse_arguments(
     parser.add_argument("--quick", action="store_true", help="a minuscule model, for tests")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="where the engine runs: cpu or cuda")
     if takes_model:
         parser.add_argument("--model", help="a folder or hub id; the bundled model by default")
     for name, default in numbers.items():
@@ -85,9 +86,16 @@ def in_turn(repeats: int, **runs: Callable[[], Any]) -> dict[str, list[float]]:
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            finish_kernels()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def finish_kernels() -> None:
+    """Wait for what a CUDA device was told to do; kernels run on after a call has returned."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
@@ -111,6 +119,7 @@ def describe_machine() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

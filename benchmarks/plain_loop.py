@@ -17,22 +17,23 @@ class PlainLoop:
 
     Args:
         folder: a full-canvas ModernBERT.
-        mask_id: of the mask token. banned: ids that are never emitted.
+        mask_id: of the mask token. banned: ids that are never emitted. device: cpu or cuda.
     """
 
-    def __init__(self, folder: Path, mask_id: int, banned: list[int]) -> None:
+    def __init__(self, folder: Path, mask_id: int, banned: list[int], device: str = "cpu") -> None:
         network = ModernBertForMaskedLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="sdpa"
         )
-        self.network = network.eval()
+        self.device = device
+        self.network = network.eval().to(device)
         self.mask_id = mask_id
-        self.banned = torch.tensor(banned)
+        self.banned = torch.tensor(banned, device=device)
 
     @torch.no_grad()
     def generate(self, prompt: list[int], length: int, steps: int, seed: int) -> list[int]:
         """`length` tokens after the prompt in `steps` equal intervals of time."""
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.full((1, len(prompt) + length), self.mask_id)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        ids = torch.full((1, len(prompt) + length), self.mask_id, device=self.device)
         ids[0, : len(prompt)] = torch.tensor(prompt)
         attention_mask = torch.ones_like(ids)
         for step in range(steps):
@@ -41,7 +42,7 @@ class PlainLoop:
             probabilities = torch.softmax(logits, dim=-1)
             drawn = torch.multinomial(probabilities[0], 1, generator=generator)[:, 0]
             time, next_time = 1 - step / steps, 1 - (step + 1) / steps
-            coins = torch.rand(ids.shape, generator=generator)
+            coins = torch.rand(ids.shape, generator=generator, device=self.device)
             unmask = (ids == self.mask_id) & (coins < (time - next_time) / time)
             ids = torch.where(unmask, drawn[None], ids)
         return [int(token) for token in ids[0, len(prompt) :]]

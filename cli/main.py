@@ -159,6 +159,13 @@ def bench(
     compile: Annotated[
         bool, typer.Option(help="Compile the model at the start: slower to start, then faster.")
     ] = False,
+    capture: Annotated[
+        bool | None,
+        typer.Option(
+            "--capture/--no-capture",
+            help="Replay recorded forwards (CUDA graphs); on CUDA by default.",
+        ),
+    ] = None,
     quantize: Quantize = None,
     requests: Annotated[int, typer.Option(help="Requests, all handed over at once.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 64,
@@ -184,6 +191,7 @@ def bench(
         num_slots=num_slots,
         token_budget=token_budget,
         compile=compile,
+        capture=capture,
         quantize=quantize,
         prefix_cache_bytes=0,  # a round must not find the prompts of the one before
     )

@@ -50,6 +50,13 @@ def serve(
             help="Compile the model at the start: slower to start, then faster.",
         ),
     ] = None,
+    capture: Annotated[
+        bool | None,
+        typer.Option(
+            "--capture/--no-capture",
+            help="Replay recorded forwards (CUDA graphs); on CUDA by default.",
+        ),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     api_key: Annotated[

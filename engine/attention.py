@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +33,29 @@ from diffusiongpt.engine.cache import SlotCache
 
 PACKED_ATTENTION = "diffusiongpt_packed"
 
+# Padding goes in short segments: attention is quadratic in a segment.
+PADDING_SEGMENT = 64
 # Queries of a tile: smaller ones see fewer keys in vain, larger ones mean fewer calls.
 _TILE = 128
 # A mask is at most _TILE * L: 256 of them at 1024 tokens in float32 are 128 MiB.
 _CACHED_MASKS = 256
 _CACHED_TILINGS = 4096
+
+
+class Plan(Protocol):
+    """What a layer needs of the batch: an `AttentionPlan`, or tensors in its stead."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of a row of packed tokens, (1, T, H, D); see `packed_attention`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,6 +101,36 @@ class AttentionPlan:
         """T, the tokens of all segments."""
         return sum(self.lengths)
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some segment is block-causal."""
+        return self.block_length is not None or any(self.block_lengths)
+
+    def padded(self, num_tokens: int) -> AttentionPlan:
+        """The plan of a row that is filled up to `num_tokens`, unless it is as long already."""
+        whole, rest = divmod(max(num_tokens - self.num_tokens, 0), PADDING_SEGMENT)
+        padding = (PADDING_SEGMENT,) * whole + (rest,) * bool(rest)
+        nothing = (None,) * len(padding)
+        return replace(
+            self,
+            lengths=self.lengths + padding,
+            block_lengths=self.block_lengths and self.block_lengths + nothing,
+            caches=self.caches and self.caches + nothing,
+            shadows=self.shadows and self.shadows + nothing,
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of a row of packed tokens, (1, T, H, D); see `packed_attention`."""
+        return attend_packed(query, key, value, self, layer, scaling, window)
+
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """Neighbours of one length and block length together, but what has a cache, and shadows,
@@ -126,7 +174,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    attention_plan: AttentionPlan | None = None,
+    attention_plan: Plan | None = None,
     scaling: float,
     sliding_window: int | None = None,
     dropout: float = 0.0,
@@ -153,7 +201,7 @@ def packed_attention(
     layer = _layer_of(module)
     if attention_plan is None:
         return _attend_under_way(query, key, value, layer, scaling, sliding_window), None
-    return attend_packed(query, key, value, attention_plan, layer, scaling, sliding_window), None
+    return attention_plan.attend(query, key, value, layer, scaling, sliding_window), None
 
 
 def attend_packed(
@@ -353,11 +401,11 @@ def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 # The plan of the forward under way, for compiled models: an operator takes tensors and numbers.
-_plan_under_way: ContextVar[AttentionPlan] = ContextVar("attention_plan")
+_plan_under_way: ContextVar[Plan] = ContextVar("attention_plan")
 
 
 @contextmanager
-def plan_under_way(plan: AttentionPlan) -> Iterator[None]:
+def plan_under_way(plan: Plan) -> Iterator[None]:
     """Where a compiled model's attention finds its plan."""
     token = _plan_under_way.set(plan)
     try:
@@ -372,7 +420,7 @@ def _attend_under_way(
 ) -> Tensor:
     """`attend_packed` as one operator of a compiled graph, which does not look into it: its
     tiles follow the batch, so every new mix of lengths would be compiled anew."""
-    return attend_packed(query, key, value, _plan_under_way.get(), layer, scaling, window)
+    return _plan_under_way.get().attend(query, key, value, layer, scaling, window)
 
 
 @_attend_under_way.register_fake

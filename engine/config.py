@@ -34,6 +34,8 @@ class EngineConfig:
         cache_blocks: keep the keys and values of settled blocks (block-causal models; exact).
         compile: compile the backbone at load (needs a C++ compiler and some 15 seconds); a
             forward then takes about two thirds of the time.
+        capture: replay recorded forwards (CUDA graphs); None is on CUDA only, and there only for
+            models that `describe.captures_forwards` names. On the CPU it pads and gains nothing.
         quantize: keep the layers' weights in 8 or 4 bits (needs torchao): less memory, not
             less time.
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
@@ -58,6 +60,7 @@ class EngineConfig:
     max_waiting: int = 256
     cache_blocks: bool = True
     compile: bool = False
+    capture: bool | None = None
     quantize: QuantizeKind | None = None
     prefix_cache_bytes: int | None = None
     deterministic: bool = False
@@ -71,6 +74,11 @@ class EngineConfig:
         for name in ("token_budget", "cache_budget", "row_budget"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.capture and self.deterministic:
+            raise LoadError(
+                "capture must be off or absent when deterministic, because a forward that cannot "
+                "be replayed rounds differently, got True"
+            )
         self._check_prefix_cache()
 
     def _check_prefix_cache(self) -> None:

@@ -58,6 +58,15 @@ def caches_blocks(model: LoadedModel, config: EngineConfig) -> bool:
     return model.attention == "block_causal" and config.cache_blocks and not model.logit_shift
 
 
+def captures_forwards(model: LoadedModel, config: EngineConfig) -> bool:
+    """Whether forwards are recorded and replayed: what was asked for, or where it helps."""
+    if config.capture is not None:
+        return config.capture
+    # With a cache of settled blocks every forward goes on from kept keys: none could be replayed.
+    fits = not (model.family.is_mixture or config.deterministic or caches_blocks(model, config))
+    return model.device.type == "cuda" and fits
+
+
 def prefix_cache_bytes_of(config: EngineConfig) -> int:
     """Memory for settled blocks that outlive their request: what was asked for, or the default."""
     if config.prefix_cache_bytes is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +18,21 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.canvas import Canvas, Hole, Infill
+from diffusiongpt.engine.captured import LARGEST_BUCKET
 from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.describe import (
     caches_blocks,
+    captures_forwards,
     describe_model,
     prefix_cache_bytes_of,
     token_budget_of,
 )
 from diffusiongpt.engine.doubt import open_draft
 from diffusiongpt.engine.draft import OpenedDraft
-from diffusiongpt.engine.errors import EngineFailure, InvalidRequest
+from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, LoadError
 from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange
 from diffusiongpt.engine.frontier import Frontier
 from diffusiongpt.engine.holes import HoledText
@@ -132,6 +135,8 @@ class Engine:
             loaded.quantize(config.quantize)
         if config.compile:
             loaded.compile()
+        if captures_forwards(loaded, config):
+            _capture(loaded, config)
         tokenizer = load_tokenizer(
             loaded.folder,
             vocab_size=loaded.vocab_size,
@@ -306,6 +311,11 @@ class Engine:
     def model(self) -> LoadedModel:
         """The model, for those who measure it."""
         return self._model
+
+    @property
+    def forwards(self) -> dict[str, int]:
+        """Forwards so far by how they ran; see `captured.WAYS`."""
+        return dict(self._model.ways)
 
     @property
     def num_running(self) -> int:
@@ -581,6 +591,17 @@ class Engine:
         """End a request that failed and free its slot."""
         self._scheduler.remove(running.request.request_id)
         return last_frame(running.request, message)
+
+
+def _capture(model: LoadedModel, config: EngineConfig) -> None:
+    """Record the model's forwards; where nobody asked for that, one that cannot be is served
+    eagerly, and said to be."""
+    try:
+        model.capture(largest=config.token_budget or LARGEST_BUCKET, max_canvases=config.num_slots)
+    except LoadError as error:
+        if config.capture:
+            raise
+        warnings.warn(f"every forward runs eagerly: {error}", RuntimeWarning, stacklevel=3)
 
 
 def _describe(error: Exception) -> str:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM, PreTrainedModel
 
 from diffusiongpt.engine.attention import AttentionPlan, plan_under_way
+from diffusiongpt.engine.captured import WAYS, CapturedForward, bucket_ladder, recorder_for
 from diffusiongpt.engine.config import QuantizeKind
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.families import FamilySpec
 from diffusiongpt.engine.info import AttentionKind
 from diffusiongpt.engine.last_layer import narrow_last_layer
 from diffusiongpt.engine.quantization import quantize_layers
+from diffusiongpt.engine.segments import Segments, choose_segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class LoadedModel:
         num_parameters: tied ones once. dtype, device: of the weights.
         num_forwards, num_tokens, num_head_rows: work done so far: passes through the backbone,
             tokens in them, rows through the output head.
+        ways: forwards by how they ran, one of `captured.WAYS`.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class LoadedModel:
         self._head = _output_head(network)
         self._narrows = narrow_last_layer(network)
         self._compiled: Callable[..., Any] | None = None
+        self._captured: CapturedForward | None = None
         self.family = family
         self.name = name
         self.folder = folder
@@ -79,9 +83,11 @@ class LoadedModel:
         self.num_parameters = sum(each.numel() for each in network.parameters())
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.num_forwards = 0
         self.num_tokens = 0
         self.num_head_rows = 0
+        self.ways = dict.fromkeys(WAYS, 0)
 
     @torch.no_grad()
     def backbone(
@@ -91,7 +97,27 @@ class LoadedModel:
         the `wanted` tokens, (R, H) of indices (R,)."""
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
-        inputs = {"input_ids": ids, "position_ids": position_ids, "use_cache": False}
+        way = "eager" if self._captured is None else self._captured.way_of(plan)
+        self.ways[way] += 1
+        if self._captured is not None and way == "captured":
+            return self._captured.run(ids, position_ids, plan, wanted)
+        return self._run(ids, position_ids, plan, wanted)
+
+    def _run(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: AttentionPlan | Segments,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        # A mask of four axes is passed on as it is, and `packed_attention` looks at none; without
+        # one, transformers would read the positions to find out whether tokens are packed.
+        inputs = {
+            "input_ids": ids,
+            "position_ids": position_ids,
+            "attention_mask": self._no_mask,
+            "use_cache": False,
+        }
         if self._compiled is not None:
             return self._run_compiled(inputs, plan, wanted)
         if self._narrows and wanted is not None:
@@ -101,7 +127,7 @@ class LoadedModel:
         return hidden if self._narrows or wanted is None else hidden[wanted]
 
     def _run_compiled(
-        self, inputs: dict[str, Any], plan: AttentionPlan, wanted: Tensor | None
+        self, inputs: dict[str, Any], plan: AttentionPlan | Segments, wanted: Tensor | None
     ) -> Tensor:
         """One graph serves all: it always gets wanted tokens, and at least two of them, because
         sizes of 0 and 1 are compiled on their own."""
@@ -195,6 +221,42 @@ class LoadedModel:
         ids = torch.full((1, 48), self.mask_token_id, device=self.device)
         positions = torch.arange(48, device=self.device)
         self.backbone(ids, positions[None], self.plan(48), positions[:7])
+
+    def capture(self, *, largest: int, max_canvases: int) -> None:
+        """Record the backbone for forwards of up to `largest` tokens (or LARGEST_BUCKET) and
+        `max_canvases` canvases; other forwards go on as before.
+
+        Raises:
+            LoadError: the device cannot record this model.
+        """
+        if self.family.is_mixture:
+            raise LoadError(
+                f"capture is on, but {self.name} is a mixture of experts, and which of them run "
+                "is decided anew in every forward"
+            )
+        config, has_blocks = self.config, self.attention == "block_causal"
+        try:
+            self._captured = CapturedForward(
+                self._run,
+                choose_segments(config, self.dtype, self.device, has_blocks=has_blocks),
+                recorder_for(self.device),
+                buckets=bucket_ladder(largest),
+                max_canvases=max_canvases,
+                hidden_size=config.hidden_size,
+                dtype=self.dtype,
+                device=self.device,
+            )
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise LoadError(
+                f"capture is on, but {self.name} could not be recorded on this "
+                f"{self.device.type}: {type(error).__name__}: {reason}"
+            ) from error
+
+    @property
+    def captured_attention(self) -> str | None:
+        """How recorded forwards attend, "varlen" or "mask"; None if nothing is recorded."""
+        return None if self._captured is None else self._captured.attention
 
     def plan(self, *lengths: int) -> AttentionPlan:
         """The plan of segments that all start at position 0 and see what the family sees."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusiongpt.engine.attention import AttentionPlan
@@ -42,9 +43,6 @@ from diffusiongpt.engine.revise import (
 )
 from diffusiongpt.engine.sampling import DrawParams, Draws, Head, RowStatistics
 from diffusiongpt.engine.slots import SlotRows, SlotTable
-
-# Padding of a fixed-size forward goes in short segments: attention is quadratic in a segment.
-_PADDING_SEGMENT = 64
 
 
 class Backbone(Protocol):
@@ -222,25 +220,15 @@ def _forward(
     where each one's lies; of all tokens where forwards are padded to be alike."""
     segments = [segment for window in windows for segment in _segments(table, window)]
     ids, position_ids = (torch.cat(each) for each in zip(*(s[:2] for s in segments), strict=True))
-    lengths = [len(segment.ids) for segment in segments]
-    caches = [segment.cache for segment in segments]
-    shadows = [segment.shadows for segment in segments]
-    blocks = [segment.block_length for segment in segments]
-    if padding := max(facts.num_tokens - len(ids), 0):
-        ids = torch.cat([ids, ids.new_zeros(padding)])
-        position_ids = torch.cat([position_ids, position_ids.new_zeros(padding)])
-        whole, rest = divmod(padding, _PADDING_SEGMENT)
-        lengths += [_PADDING_SEGMENT] * whole + [rest] * bool(rest)
-        caches += [None] * (len(lengths) - len(caches))
-        blocks += [None] * (len(lengths) - len(blocks))
-        shadows += [None] * (len(lengths) - len(shadows))
     plan = AttentionPlan(
-        lengths=tuple(lengths),
-        block_lengths=tuple(blocks),
-        caches=tuple(caches),
-        shadows=tuple(shadows),
-    )
+        lengths=tuple(len(segment.ids) for segment in segments),
+        block_lengths=tuple(segment.block_length for segment in segments),
+        caches=tuple(segment.cache for segment in segments),
+        shadows=tuple(segment.shadows for segment in segments),
+    ).padded(facts.num_tokens)
     if facts.num_tokens:
+        padding = plan.num_tokens - len(ids)
+        ids, position_ids = F.pad(ids, (0, padding)), F.pad(position_ids, (0, padding))
         return model.backbone(ids[None], position_ids[None], plan), grid
     tokens = grid.packed[wanted]
     packed = torch.zeros_like(grid.packed)

@@ -100,6 +100,11 @@ class EngineWorker:
         return None
 
     @property
+    def forwards(self) -> dict[str, int]:
+        """Forwards so far by how they ran: replayed, or eagerly and why."""
+        return self._engine.forwards
+
+    @property
     def num_slots(self) -> int:
         """Requests that can hold a slot at once."""
         return self._engine.config.num_slots

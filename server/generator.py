@@ -49,6 +49,11 @@ class Generator(Protocol):
         ...
 
     @property
+    def forwards(self) -> Mapping[str, int]:
+        """Forwards so far by how they ran: replayed, or eagerly and why."""
+        ...
+
+    @property
     def num_slots(self) -> int: ...
 
     @property

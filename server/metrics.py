@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import (
@@ -13,6 +15,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from diffusiongpt.engine.constraint import ConstraintKind
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
@@ -62,6 +66,8 @@ class Metrics:
         self._queue = self._gauge("queue_requests", "Requests that wait for a slot")
         self._running = self._gauge("slots_running", "Slots that hold a request")
         self._slots = self._gauge("slots", "Slots there are")
+        self._ways = ForwardCollector()
+        self.registry.register(self._ways)
 
     def _build_generation_meters(self) -> None:
         self.generations = self._counter(
@@ -113,11 +119,29 @@ class Metrics:
         self._queue.labels(name).set_function(lambda: generator.num_waiting)
         self._running.labels(name).set_function(lambda: generator.num_running)
         self._slots.labels(name).set(generator.num_slots)
+        self._ways.generators.append(generator)
         generator.observe(GenerationMeter(self, name))
 
     def render(self) -> bytes:
         """All of it, as /metrics shows it."""
         return generate_latest(self.registry)
+
+
+class ForwardCollector(Collector):
+    """Counts of forwards, which the engines keep themselves."""
+
+    def __init__(self) -> None:
+        self.generators: list[Generator] = []
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Forwards of each model by how they ran."""
+        family = CounterMetricFamily(
+            "diffusiongpt_forwards", "Forwards by how they ran", labels=("model", "way")
+        )
+        for generator in self.generators:
+            for way, count in generator.forwards.items():
+                family.add_metric((generator.info.name, way), count)
+        yield family
 
 
 class GenerationMeter:

@@ -105,6 +105,7 @@ class Settings(BaseSettings):
     token_budget: int | None = Field(None, ge=1, description="most tokens of one packed forward")
     cache_budget: int | None = Field(None, ge=1, description="most positions kept in caches")
     compile: bool = Field(False, description="compile the model at the start")
+    capture: bool | None = Field(None, description="replay recorded forwards (CUDA graphs)")
     quantize: str | None = Field(
         None, pattern="^(int8|int4)$", description="weights of the layers in so few bits"
     )
@@ -157,6 +158,7 @@ class Settings(BaseSettings):
             "cache_budget",
             "deterministic",
             "compile",
+            "capture",
             "quantize",
         )
         return {name: getattr(self, name) for name in names}

@@ -140,6 +140,7 @@ class FakeGenerator:
         self.info = dataclasses.replace(INFO, name=name, chat=chat)
         self.failure: str | None = None
         self.num_slots = 4
+        self.forwards = {"captured": 0, "eager": 0}
         self.num_running = 0
         self.num_waiting = 0
         self.frames = frames

@@ -22,6 +22,7 @@ KEYS = {
     "bench_mixed.py": ("times_the_ideal_time", "median"),
     "bench_http.py": ("times_the_engine", "frames_on", "median"),
     "bench_approx_cache.py": ("times_faster", "dual", "median"),
+    "bench_capture.py": ("tokens", "120", "times_faster", "median"),
     "bench_forward.py": ("bundled", "share_of_large_product"),
     "bench_load.py": ("first_frame_ms", "p95"),
     "bench_structured.py": ("share_valid",),

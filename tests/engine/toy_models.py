@@ -34,6 +34,7 @@ class ToyModel:
     num_forwards: int = 0
     num_tokens: int = 0
     num_head_rows: int = 0
+    ways: dict[str, int] = field(default_factory=dict)
 
     name = "toy"
     family = SimpleNamespace(name="toy")

@@ -71,6 +71,8 @@ def test_the_meters_agree_with_the_answers_usage(client: TestClient):
     assert samples["diffusiongpt_generation_duration_seconds_count", "tiny"] == 3
     assert samples["diffusiongpt_slots", "tiny"] == 3
     assert samples["diffusiongpt_slots_running", "tiny"] == 0
+    assert samples["diffusiongpt_forwards_total", "tiny", "eager"] > 0
+    assert samples["diffusiongpt_forwards_total", "tiny", "captured"] == 0
     assert samples["diffusiongpt_queue_requests", "tiny"] == 0
     assert samples["diffusiongpt_requests_total", URL, "200"] == 3
     assert samples["diffusiongpt_request_duration_seconds_count", URL] == 3

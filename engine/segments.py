@@ -1,0 +1,201 @@
+"""Who sees whom in a row of packed tokens, in tensors of fixed shapes.
+
+An `AttentionPlan` is Python: it decides which kernels run, and a recorded forward would decide
+the same ever after. Here the same facts are the contents of tensors that stay where they are, so
+that one recording serves every plan of as many tokens. Two ways, one chosen at loading: a varlen
+kernel, or one mask over the whole row, which sees any plan and is quadratic in the row.
+
+Legend: T packed tokens of the row, S segments at most, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusiongpt.engine.attention import AttentionPlan
+
+_varlen: Callable[..., Any] | None
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen
+except ImportError:  # a build of torch without it
+    _varlen = None
+
+_LARGEST_HEAD = 256
+_AMPERE = (8, 0)
+_VARLEN_OPTIONS = {"scale", "window_size", "enable_gqa"}
+
+
+class Segments(Protocol):
+    """What stands in for an `AttentionPlan` in every layer of a recorded forward.
+
+    Attributes:
+        name: of the way, as benchmarks show it.
+        num_tokens: T. sees_blocks: whether block-causal plans are among those it can hold.
+    """
+
+    name: str
+    num_tokens: int
+    sees_blocks: bool
+
+    def __init__(self, num_tokens: int, num_segments: int, device: torch.device) -> None: ...
+
+    def load(self, plan: AttentionPlan) -> None:
+        """Hold a plan of exactly T tokens and at most S segments, without caches."""
+        ...
+
+    def begin(self) -> None:
+        """A forward begins: nothing of the one before may be used again."""
+        ...
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention (1, T, H, D) of heads (1, H, T, D); see `packed_attention`."""
+        ...
+
+
+class MaskedSegments:
+    """One call of SDPA a layer, under a mask that is made on the device, once a forward for each
+    window that layers have."""
+
+    name = "mask"
+    sees_blocks = True
+
+    def __init__(self, num_tokens: int, num_segments: int, device: torch.device) -> None:
+        self.num_tokens = num_tokens
+        self._segment = torch.zeros(num_tokens, dtype=torch.long, device=device)  # (T,)
+        self._block = torch.zeros(num_tokens, dtype=torch.long, device=device)  # (T,)
+        self._token = torch.arange(num_tokens, device=device)  # (T,)
+        self._masks: dict[int | None, Tensor] = {}
+
+    def load(self, plan: AttentionPlan) -> None:
+        """The segment that each token is of, and its block within that."""
+        lengths = torch.tensor(plan.lengths)
+        starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        within = torch.arange(self.num_tokens) - starts
+        blocks = plan.block_lengths or (plan.block_length,) * len(plan.lengths)
+        block_lengths = torch.tensor([each or self.num_tokens for each in blocks])
+        self._segment.copy_(torch.arange(len(lengths)).repeat_interleave(lengths))
+        self._block.copy_(within // block_lengths.repeat_interleave(lengths))
+
+    def begin(self) -> None:
+        """The masks are made anew, by the operations that are recorded."""
+        self._masks.clear()
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention (1, T, H, D) of heads (1, H, T, D); see `packed_attention`."""
+        if window not in self._masks:
+            self._masks[window] = self._mask(window, query.dtype)
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=self._masks[window],
+            scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        return output.transpose(1, 2)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """The additive mask (T, T) of layers that see so far."""
+        seen = self._segment[:, None] == self._segment
+        seen &= self._block <= self._block[:, None]
+        if window is not None:
+            seen &= (self._token[:, None] - self._token).abs() < window
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+            ~seen, -torch.inf
+        )
+
+
+class VarlenSegments:
+    """One call of PyTorch's varlen kernel a layer, which reads from the device where segments
+    end; those that a plan does not have are empty ones at the end."""
+
+    name = "varlen"
+    sees_blocks = False
+
+    def __init__(self, num_tokens: int, num_segments: int, device: torch.device) -> None:
+        self.num_tokens = num_tokens
+        self._ends = torch.zeros(num_segments + 1, dtype=torch.int32, device=device)  # (S + 1,)
+
+    def load(self, plan: AttentionPlan) -> None:
+        """The ends of the plan's segments; all others are empty."""
+        ends = torch.full((len(self._ends),), self.num_tokens, dtype=torch.int32)
+        ends[0] = 0
+        ends[1 : 1 + len(plan.lengths)] = torch.tensor(plan.lengths).cumsum(0)
+        self._ends.copy_(ends)
+
+    def begin(self) -> None:
+        """Nothing is kept from layer to layer."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layer: int,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention (1, T, H, D) of heads (1, H, T, D); see `packed_attention`."""
+        if _varlen is None:
+            raise RuntimeError("this PyTorch has no varlen attention")
+        reach = -1 if window is None else window - 1
+        output: Tensor = _varlen(
+            query[0].transpose(0, 1),
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            self._ends,
+            self._ends,
+            self.num_tokens,
+            self.num_tokens,
+            scale=scaling,
+            window_size=(reach, reach),
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        return output[None]
+
+
+def choose_segments(
+    config: Any, dtype: torch.dtype, device: torch.device, *, has_blocks: bool
+) -> type[MaskedSegments] | type[VarlenSegments]:
+    """The varlen kernel where it can do what the model needs, else the mask.
+
+    Args:
+        config: of the class that transformers ships. has_blocks: the model is block-causal.
+    """
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    can = (
+        device.type == "cuda"
+        and _has_varlen()
+        and torch.cuda.get_device_capability(device) >= _AMPERE
+        and dtype in (torch.bfloat16, torch.float16)
+        and size % 8 == 0
+        and size <= _LARGEST_HEAD
+    )
+    return VarlenSegments if can and not has_blocks else MaskedSegments
+
+
+def _has_varlen() -> bool:
+    """Whether this PyTorch has the kernel with all the options that we pass."""
+    return _varlen is not None and (inspect.signature(_varlen).parameters.keys() >= _VARLEN_OPTIONS)
