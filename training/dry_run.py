@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from diffusiongpt.training.backbones import output_embedding
 from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.sharding import part_of
 from diffusiongpt.training.trainer import DiffusionTrainer
 
 
@@ -76,10 +77,13 @@ def flops_per_token(network: PreTrainedModel, config: TrainingConfig) -> float:
 
 
 def state_bytes(trainer: DiffusionTrainer) -> int:
-    """Bytes of weights, gradients, float32 masters, their average and the optimiser's state."""
+    """Bytes of weights, gradients, float32 masters, their average and the optimiser's state.
+
+    Of weights that are split over processes: what this process holds.
+    """
     parameters = list(trainer._denoiser().parameters())
-    held = sum(p.numel() * p.element_size() for p in parameters)
-    held += sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    held = sum(part_of(p).numel() * p.element_size() for p in parameters)
+    held += sum(part_of(p).numel() * p.element_size() for p in parameters if p.requires_grad)
     masters = trainer.masters
     tensors = [x for group in (*masters.masters, *masters.average) for x in group]
     tensors += [x.grad for group in masters.masters for x in group if x.grad is not None]
