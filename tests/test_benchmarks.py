@@ -24,6 +24,7 @@ KEYS = {
     "bench_approx_cache.py": ("times_faster", "dual", "median"),
     "bench_capture.py": ("tokens", "120", "times_faster", "median"),
     "bench_forward.py": ("bundled", "share_of_large_product"),
+    "bench_training.py": ("bundled", "share_of_best_product", "median"),
     "bench_load.py": ("first_frame_ms", "p95"),
     "bench_structured.py": ("share_valid",),
     "bench_tools.py": ("valid",),

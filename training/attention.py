@@ -53,7 +53,7 @@ def block_masks(
     )
     if window is None:
         return {"full_attention": full}
-    chunk = _chunk_length(segments.shape[1], block_length, window)
+    chunk = chunk_length(segments.shape[1], block_length, window)
     if chunk is None:
         clean, earlier, own = allowed_pairs(segments, block_length, window)
         both = torch.cat([earlier, own], dim=2)[:, None] if noisy else None
@@ -85,7 +85,7 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(allowed, zero, torch.finfo(dtype).min)
 
 
-def _chunk_length(length: int, block_length: int, window: int) -> int | None:
+def chunk_length(length: int, block_length: int, window: int) -> int | None:
     """The shortest chunk that holds the window and whole blocks, or None to use dense masks."""
     chunk = -(-window // block_length) * block_length
     return chunk if length % chunk == 0 and length // chunk > 1 else None

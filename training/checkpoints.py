@@ -29,6 +29,7 @@ _FREE = {
             "max_minutes",
             "target_param_data_ratio",
             "compile",
+            "fsdp",
             "gradient_checkpointing",
             "save_every_minutes",
             "save_steps",

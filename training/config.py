@@ -183,7 +183,8 @@ class RunConfig:
     """Optimiser, schedule, batch, precision and where things are written.
 
     `target_param_data_ratio` replaces `max_steps`: so many tokens are seen for each parameter.
-    `sample_steps` is how often sample texts are written into `samples.txt`.
+    `sample_steps` is how often sample texts are written into `samples.txt`. `fsdp` splits weights,
+    masters, average and optimiser state over the processes.
     """
 
     output_dir: str = "runs/run"
@@ -203,6 +204,7 @@ class RunConfig:
     precision: str = "bf16"
     compile: bool = False
     gradient_checkpointing: bool = False
+    fsdp: bool = False
     seed: int = 0
     save_every_minutes: float = 10.0
     save_steps: int | None = None
@@ -226,6 +228,10 @@ class RunConfig:
         if self.sample_steps is not None:
             _between("run.sample_steps", self.sample_steps, 1, 1 << 40)
         _between("run.dataloader_workers", self.dataloader_workers, 0, 1024)
+        if self.fsdp and self.optimizer == "muon":
+            raise ConfigError(
+                "run.fsdp needs run.optimizer adamw, because muon needs whole matrices, got 'muon'"
+            )
         if self.warmup_fraction + self.decay_fraction > 1:
             raise ConfigError(
                 "run.warmup_fraction + run.decay_fraction must be <= 1, got "
@@ -255,6 +261,11 @@ class TrainingConfig:
             raise ConfigError(
                 "run.sample_steps needs the objective block or masked, because a next-token model "
                 f"cannot be served, got {self.run.sample_steps}"
+            )
+        if self.run.fsdp and self.model.lora_rank:
+            raise ConfigError(
+                "run.fsdp needs model.lora_rank 0, because adapters are merged into whole "
+                f"matrices, got {self.model.lora_rank}"
             )
         if self.diffusion.needs_progress and self.run.max_minutes is not None:
             raise ConfigError(

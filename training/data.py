@@ -7,6 +7,8 @@ A row is L positions: `tokens`, `segments` (0 is padding; segments do not see ea
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ from diffusiongpt.training.tokenizer import END_OF_TEXT, IM_END, special_ids
 
 Ids = npt.NDArray[np.int32]
 CACHE_VERSION = 2
+CONTENTS_FILE = "contents.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +109,14 @@ class PieceStore:
         path = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
         if path.is_file():
             with np.load(path) as stored:
-                return cls(stored["ids"], stored["ends"], stored["fixed"])
+                return cls(stored["ids"].astype(np.int32), stored["ends"], stored["fixed"])
         store = cls.from_lists(make)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial.npz")  # processes may meet here
-        np.savez(partial, ids=store.ids, ends=store.ends, fixed=store.fixed)
+        small = np.uint16 if store.ids.max(initial=0) < 1 << 16 else np.int32
+        np.savez_compressed(
+            partial, ids=store.ids.astype(small), ends=store.ends, fixed=store.fixed
+        )
         partial.rename(path)
         return store
 
@@ -116,13 +124,36 @@ class PieceStore:
 def load_store(name: str, config: DataConfig, tokenizer: Any, stage: str) -> PieceStore:
     """The pieces of a name in `data.mix`, tokenised once."""
     vocabulary = tokenizer.backend_tokenizer.to_str()
-    parts = [str(CACHE_VERSION), content_key(name, config.data_dir), stage]
+    parts = [str(CACHE_VERSION), known_content(name, config), stage]
     parts += [str(config.max_documents), vocabulary]
     if config.max_turns != DataConfig().max_turns:
         parts.append(str(config.max_turns))
     records = open_records(name, config.data_dir)
     pieces = encode_records(records, tokenizer, stage, config.max_documents, config.max_turns)
     return PieceStore.cached("\n".join(parts), config.cache_dir, pieces)
+
+
+def known_content(name: str, config: DataConfig) -> str:
+    """The content of a name's records; of a cache that travelled without them, as it was there.
+
+    Raises:
+        FileNotFoundError: the records are not there, and the cache never saw them.
+    """
+    path = Path(config.cache_dir) / CONTENTS_FILE
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        content = content_key(name, config.data_dir)
+    except FileNotFoundError:
+        if name not in known:
+            raise
+        logger.info("%s is not in %s: its tokens are those of the cache", name, config.data_dir)
+        return str(known[name])
+    if known.get(name) != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps({**known, name: content}), encoding="utf-8")
+        partial.rename(path)
+    return content
 
 
 def encode_records(
@@ -330,6 +361,12 @@ def build_dataset(
 
 
 def _story_store(config: DataConfig, tokenizer: Any, seed: int) -> PieceStore:
-    path = find_file(config.data_dir, "pretrain_simple_stories")
-    records = story_requests(read_records(path), int(config.story_requests), seed)
-    return PieceStore.from_lists(encode_records(records, tokenizer, "sft"))
+    source, count = "pretrain_simple_stories", int(config.story_requests)
+    parts = [str(CACHE_VERSION), known_content(source, config), f"requests {count} {seed}"]
+    parts.append(tokenizer.backend_tokenizer.to_str())
+
+    def pieces() -> Iterator[tuple[Sequence[int], int]]:
+        records = read_records(find_file(config.data_dir, source))
+        yield from encode_records(story_requests(records, count, seed), tokenizer, "sft")
+
+    return PieceStore.cached("\n".join(parts), config.cache_dir, pieces())

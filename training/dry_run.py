@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from diffusiongpt.training.backbones import output_embedding
 from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.flops import flops_per_token
+from diffusiongpt.training.sharding import part_of
 from diffusiongpt.training.trainer import DiffusionTrainer
 
 
@@ -50,36 +50,14 @@ def count_parameters(network: nn.Module, trained: bool = False) -> int:
     return sum(p.numel() for p in parameters if p.requires_grad or not trained)
 
 
-def flops_per_token(network: PreTrainedModel, config: TrainingConfig) -> float:
-    """Operations of a step per token of text, by 6 a weight and 12 D L a layer for attention.
-
-    The block objective has two streams, but for steps whose block is the whole canvas; the head
-    sees half of the positions on average (all of them with `causal` and in the edit stage).
-    Adapters save a third: their base has no gradient.
-    """
-    shape = network.config
-    head = int(output_embedding(network).weight.numel())
-    inside = count_parameters(network) - head
-    if not getattr(shape, "tie_word_embeddings", False):
-        inside -= head  # the input embedding is looked up
-    streams = 1.0
-    if config.diffusion.objective == "block":
-        lengths = config.diffusion.block_lengths
-        streams = sum(2 if length else 1 for length in lengths) / len(lengths)
-    everywhere = config.diffusion.objective == "causal" or (
-        config.diffusion.edit_stage_start is not None
-    )
-    attention = 12 * shape.num_hidden_layers * shape.hidden_size * config.data.max_seq_length
-    rate = 4 if config.model.lora_rank else 6
-    per_head = rate * head * (1.0 if everywhere else 0.5)
-    return float(streams * (rate * inside + attention) + per_head)
-
-
 def state_bytes(trainer: DiffusionTrainer) -> int:
-    """Bytes of weights, gradients, float32 masters, their average and the optimiser's state."""
+    """Bytes of weights, gradients, float32 masters, their average and the optimiser's state.
+
+    Of weights that are split over processes: what this process holds.
+    """
     parameters = list(trainer._denoiser().parameters())
-    held = sum(p.numel() * p.element_size() for p in parameters)
-    held += sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    held = sum(part_of(p).numel() * p.element_size() for p in parameters)
+    held += sum(part_of(p).numel() * p.element_size() for p in parameters if p.requires_grad)
     masters = trainer.masters
     tensors = [x for group in (*masters.masters, *masters.average) for x in group]
     tensors += [x.grad for group in masters.masters for x in group if x.grad is not None]

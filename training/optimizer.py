@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from diffusiongpt.training.config import RunConfig
+from diffusiongpt.training.sharding import part_like, part_of, whole_of
 
 
 def schedule_factor(progress: float, warmup: float, decay: float) -> float:
@@ -29,6 +31,7 @@ class MasterWeights(Optimizer):
 
     The network may hold bf16 weights: gradients are widened, the copies are stepped, and the
     result is rounded back. With float32 weights this is the plain optimiser, plus the average.
+    Of weights that are split over processes each process steps its own parts.
 
     Args:
         parameters: the network's parameters, matrices for Muon first when `groups` has two.
@@ -45,7 +48,8 @@ class MasterWeights(Optimizer):
     ) -> None:
         self.groups = groups
         self.masters: list[list[Tensor]] = [
-            [p.detach().clone().float().requires_grad_() for p in group] for group in groups
+            [part_of(p.detach()).clone().float().requires_grad_() for p in group]
+            for group in groups
         ]
         self.average = [[m.detach().clone() for m in group] for group in self.masters]
         self.inner = [
@@ -53,6 +57,7 @@ class MasterWeights(Optimizer):
         ]
         self.ema_decay = ema_decay
         self.updates = 0
+        self._gathered: dict[str, Any] | None = None
         super().__init__(
             [
                 {"params": group, "lr": inner.param_groups[0]["lr"]}
@@ -73,17 +78,18 @@ class MasterWeights(Optimizer):
                 if parameter.grad is None:
                     master.grad = None
                 elif master.grad is None:
-                    master.grad = parameter.grad.float()
+                    master.grad = part_of(parameter.grad).float()
                 else:
-                    master.grad.copy_(parameter.grad)
+                    master.grad.copy_(part_of(parameter.grad))
             for inner_group in inner.param_groups:
                 inner_group["lr"] = outer["lr"]
             inner.step()
             torch._foreach_lerp_(average, [m.detach() for m in masters], 1 - decay)
-            torch._foreach_copy_(list(group), [m.detach() for m in masters])
+            parts = [part_of(parameter.detach()) for parameter in group]
+            torch._foreach_copy_(parts, [m.detach() for m in masters])
 
     def average_of(self, network: nn.Module) -> dict[str, Tensor]:
-        """The averaged float32 weights by parameter name."""
+        """The averaged float32 weights by parameter name; of split ones this process's parts."""
         by_parameter = {
             id(parameter): average
             for group, averages in zip(self.groups, self.average, strict=True)
@@ -96,15 +102,36 @@ class MasterWeights(Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resume needs: masters, average and the inner optimisers."""
+        """Everything a resume needs, in whole tensors: masters, average, inner optimisers."""
+        return self._gather() if self._gathered is None else self._gathered
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """All processes put their parts together; inside, one alone may ask for `state_dict`."""
+        self._gathered = self._gather()
+        try:
+            yield
+        finally:
+            self._gathered = None
+
+    def _gather(self) -> dict[str, Any]:
         return {
             "state": {},
             "param_groups": [{"lr": group["lr"]} for group in self.param_groups],
-            "masters": self.masters,
-            "average": self.average,
-            "inner": [inner.state_dict() for inner in self.inner],
+            "masters": self._whole(self.masters),
+            "average": self._whole(self.average),
+            "inner": [
+                _map_state(inner.state_dict(), group, masters, whole_of)
+                for inner, group, masters in zip(self.inner, self.groups, self.masters, strict=True)
+            ],
             "updates": self.updates,
         }
+
+    def _whole(self, parts: list[list[Tensor]]) -> list[list[Tensor]]:
+        return [
+            [whole_of(part, parameter) for part, parameter in zip(some, group, strict=True)]
+            for some, group in zip(parts, self.groups, strict=True)
+        ]
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -112,15 +139,36 @@ class MasterWeights(Optimizer):
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
             ours["lr"] = theirs["lr"]
         for mine, stored in ((self.masters, "masters"), (self.average, "average")):
-            for group, values in zip(mine, state_dict[stored], strict=True):
-                for tensor, value in zip(group, values, strict=True):
-                    tensor.copy_(value)
-        for inner, inner_state in zip(self.inner, state_dict["inner"], strict=True):
-            inner.load_state_dict(inner_state)
+            for group, parts, values in zip(self.groups, mine, state_dict[stored], strict=True):
+                for parameter, part, value in zip(group, parts, values, strict=True):
+                    part.copy_(part_like(value, parameter))
+        for inner, inner_state, group in zip(
+            self.inner, state_dict["inner"], self.groups, strict=True
+        ):
+            inner.load_state_dict(_map_state(inner_state, group, group, part_like))
         self.updates = state_dict["updates"]
-        for parameters, masters in zip(self.groups, self.masters, strict=True):
-            for parameter, master in zip(parameters, masters, strict=True):
-                parameter.copy_(master)
+        for group, masters in zip(self.groups, self.masters, strict=True):
+            for parameter, master in zip(group, masters, strict=True):
+                part_of(parameter).copy_(master)
+
+
+def _map_state(
+    state: dict[str, Any],
+    group: list[nn.Parameter],
+    shaped: Sequence[Tensor],
+    change: Callable[[Tensor, Tensor], Tensor],
+) -> dict[str, Any]:
+    """An inner optimiser's state with `change` done to what is shaped like its weights."""
+    changed = {
+        index: {
+            key: change(value, group[index])
+            if torch.is_tensor(value) and value.shape == shaped[index].shape
+            else value
+            for key, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": changed}
 
 
 def build_optimizer(network: nn.Module, config: RunConfig) -> MasterWeights:

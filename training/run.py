@@ -106,7 +106,7 @@ def load_rows(config: TrainingConfig, tokenizer: Any) -> RowDataset:
 def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     """Everything a run needs, ready to train."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    _check_not_sharded()
+    _check_launch(config.run, processes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     dataset = load_rows(config, tokenizer)
     logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
@@ -130,13 +130,18 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     return trainer
 
 
-def _check_not_sharded() -> None:
+def _check_launch(run: RunConfig, processes: int) -> None:
     for name, variable in (("FSDP", "FSDP"), ("DeepSpeed", "DEEPSPEED")):
         if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() == "true":
             raise ConfigError(
-                f"accelerate asks for {name}, which cannot be honoured: the optimiser holds whole "
-                "float32 copies of the weights; launch without it, so that every process has all"
+                f"accelerate asks for {name}, which cannot be honoured: on CPUs it would make DDP "
+                "of it; launch without it, and with --fsdp true to split the weights"
             )
+    if run.fsdp and processes == 1:
+        raise ConfigError(
+            "run.fsdp splits the weights over processes, and there is 1; launch more of them "
+            "(torchrun --nproc_per_node 2 ...) or leave it out"
+        )
 
 
 def _check_enough(rows: int, run: RunConfig, processes: int) -> None:
@@ -172,9 +177,7 @@ def train(config: TrainingConfig) -> Path:
             forget_checkpoints(output)
         (output / CONFIG_FILE).write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
-        write_final(trainer, output / "final")
-    return output / "final"
+    return write_final(trainer, output / "final")
 
 
 def sft(config: TrainingConfig) -> Path:
@@ -185,15 +188,22 @@ def sft(config: TrainingConfig) -> Path:
 
 
 def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
-    """Write the averaged weights in float32; what can be served is checked by loading it."""
+    """Write the averaged weights in float32; what can be served is checked by loading it.
+
+    All processes call it, for each may have parts of the weights, and the first writes.
+    """
     config = trainer.config
     if config.diffusion.objective == "causal":
         network, weights = averaged_network(trainer)
+        if not trainer.is_world_process_zero():
+            return folder
         network.config.training_objective = "causal"  # so that `eval` knows what to score
         network.save_pretrained(str(folder), state_dict=weights)
         trainer.processing_class.save_pretrained(str(folder))  # type: ignore[union-attr]
         return folder
     export_average(trainer, folder)
+    if not trainer.is_world_process_zero():
+        return folder
     check_folder(folder)
     write_figures(folder, run_figures(trainer))
     write_card(folder, config.run.output_dir.rstrip("/").rsplit("/", 1)[-1])
@@ -201,9 +211,14 @@ def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
 
 
 def export_average(trainer: DiffusionTrainer, folder: Path) -> Path:
-    """Write the averaged weights in float32 as a folder that can be served."""
+    """Write the averaged weights in float32 as a folder that can be served.
+
+    All processes call it, and the first writes.
+    """
     config = trainer.config
     network, weights = averaged_network(trainer)
+    if not trainer.is_world_process_zero():
+        return folder
     return export_folder(
         folder,
         network,

@@ -36,10 +36,12 @@ class SampleCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write samples every so many steps, on the first process."""
-        if state.global_step % self.every_steps or not state.is_world_process_zero:
+        if state.global_step % self.every_steps:
             return
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             self.export(Path(folder))
+            if not state.is_world_process_zero:
+                return
             lines = sample_lines(folder, self.prompts)
         path = Path(str(args.output_dir), SAMPLES_FILE)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,9 @@ import json
 import math
 import shutil
 import time
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch.distributed
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
@@ -23,6 +26,7 @@ from diffusiongpt.training.config import RunError, TrainingConfig
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.forward import EditTokens, corruption_of, edit_tokens_of
 from diffusiongpt.training.optimizer import MasterWeights, build_optimizer, schedule_factor
+from diffusiongpt.training.sharding import load_weights, shard, whole_of, whole_weights
 
 CLOCK_FILE = "clock.json"
 
@@ -105,6 +109,13 @@ class DiffusionTrainer(Trainer):
         self._micro_step = (-1, 0)  # the step of the last batch, and its place in that step
         super().__init__(model=model, args=training_arguments(config), **kwargs)
         self.model_accepts_loss_kwargs = True  # a loss that was divided by the whole batch's count
+        self._whole_weights: dict[str, Tensor] | None = None
+        if config.run.fsdp:
+            shard(model, self.args.world_size, self.args.device)
+            accelerator: Any = self.accelerator
+            accelerator.prepare_model = partial(  # or it would make DDP of it
+                accelerator.prepare_model, evaluation_mode=True
+            )
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -141,6 +152,7 @@ class DiffusionTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if norm is not None and not math.isfinite(float(norm)):
             raise self._diverged(f"the gradient's norm is {float(norm)}", self._rows)
         return norm
@@ -156,7 +168,8 @@ class DiffusionTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, or leave nothing half-written behind and say which checkpoint is the last."""
         try:
-            super()._save_checkpoint(model, trial)
+            with self._gathered():
+                super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
             shutil.rmtree(folder, ignore_errors=True)
@@ -165,6 +178,19 @@ class DiffusionTrainer(Trainer):
                 f"{folder} could not be written ({' '.join(str(error).split())}); "
                 + (f"the last whole checkpoint is {kept}" if kept else "there is none before it")
             ) from error
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Every process gives its parts of split weights; inside, one alone may write."""
+        if not self.config.run.fsdp:
+            yield
+            return
+        self._whole_weights = whole_weights(self._denoiser().network)
+        try:
+            with self.masters.gathered():
+                yield
+        finally:
+            self._whole_weights = None
 
     def _corruption(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """What `Denoiser.forward` takes beside the batch, of the next micro-batch of this step."""
@@ -215,10 +241,13 @@ class DiffusionTrainer(Trainer):
         return optimizer
 
     def averaged_state(self) -> dict[str, Tensor]:
-        """The averaged float32 weights under the network's own names."""
-        prefix = "network."
-        average = self.masters.average_of(self._denoiser())
-        return {name.removeprefix(prefix): weight for name, weight in average.items()}
+        """The averaged float32 weights under the network's own names; a call of all processes."""
+        denoiser = self._denoiser()
+        parameters = dict(denoiser.named_parameters())
+        return {
+            name.removeprefix("network."): whole_of(part, parameters[name])
+            for name, part in self.masters.average_of(denoiser).items()
+        }
 
     def _denoiser(self) -> Denoiser:
         denoiser: Denoiser = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -226,16 +255,16 @@ class DiffusionTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the network (as it trains; the masters go with the optimiser) and the clock."""
+        if not self.args.should_save:  # transformers asks every process
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        self._denoiser().network.save_pretrained(str(folder))
+        self._denoiser().network.save_pretrained(str(folder), state_dict=self._whole_weights)
         (folder / CLOCK_FILE).write_text(json.dumps({"seconds": self.clock.elapsed_s}))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
-        weights = load_file(folder / "model.safetensors")
-        # The tied decoder is not in the file; `strict` would miss it.
-        self._denoiser().network.load_state_dict(weights, strict=False)
+        load_weights(self._denoiser().network, load_file(folder / "model.safetensors"))
         self.clock.seconds_before = json.loads((folder / CLOCK_FILE).read_text())["seconds"]

@@ -20,7 +20,7 @@ from toy_models import HashModel, MarkovModel, ToyModel, markov_chain, toy_engin
 class RaggedChain(MarkovModel):
     """The chain's posterior for segments of any lengths."""
 
-    backbone = ToyModel.backbone
+    _see_segments = ToyModel._see_segments
 
     def denoise(self, ids: Tensor) -> Tensor:
         return self.posterior(ids[None])[0]

@@ -4,10 +4,14 @@ import dataclasses
 
 import pytest
 import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.config import to_mapping
-from diffusiongpt.training.dry_run import count_parameters, dry_run, flops_per_token, with_ratio
+from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
+from diffusiongpt.training.flops import blocks_of, flops_per_token, step_flops
+from diffusiongpt.training.noise import block_length_at
 from diffusiongpt.training.run import make_trainer, show_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
@@ -39,15 +43,33 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(make_config, tmp_path):
     assert not list((tmp_path / "run").glob("*"))
 
 
-def test_operations_follow_the_weights_and_the_streams(make_config):
-    block = make_trainer(make_config())
-    masked = make_trainer(make_config(diffusion={"objective": "masked"}))
-    network = block.model.network
-    head = network.decoder.weight.numel()
-    inside = count_parameters(network) - head
-    attention = 12 * 3 * 16 * 32
-    assert flops_per_token(network, block.config) == 2 * (6 * inside + attention) + 3 * head
-    assert flops_per_token(network, masked.config) == 6 * inside + attention + 3 * head
+@pytest.mark.parametrize("block_length", [4, [8, 4, 0]])
+@pytest.mark.parametrize("objective", ["block", "masked", "causal"])
+def test_operations_are_those_that_a_step_computes(make_config, objective, block_length):
+    block_length = block_length if objective == "block" else 4
+    diffusion = {"objective": objective, "block_length": block_length}
+    trainer = make_trainer(make_config(diffusion=diffusion, model={"local_attention": 8}))
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows, length = batch["tokens"].shape
+    for step in range(3):  # the lengths that take turns
+        trainer.state.global_step = step
+        headed = []
+        trainer.model.network.decoder.register_forward_pre_hook(
+            lambda _, inputs, headed=headed: headed.append(len(inputs[0]))
+        )
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            trainer.compute_loss(trainer.model, batch).backward()
+        kinds = blocks_of(trainer.config)
+        kind = block_length_at(step, kinds, trainer.config.run.seed)
+        counted = step_flops(trainer.model.network, (kind,), rows, length, headed[0])
+        assert counter.get_total_flops() == counted
+
+
+def test_operations_per_token_are_the_mean_over_the_lengths(make_config):
+    trainer = make_trainer(make_config(diffusion={"block_length": [8, 0]}))
+    network, length = trainer.model.network, trainer.config.data.max_seq_length
+    each = [step_flops(network, (block,), 1, length, length / 2) / length for block in (8, 0)]
+    assert flops_per_token(network, trainer.config) == pytest.approx(sum(each) / 2)
 
 
 def test_the_ratio_of_tokens_to_parameters_sets_the_steps(make_config):

@@ -1,4 +1,4 @@
-"""Runs that are cut off, diverge, fill the disk, go on with another configuration, or are split."""
+"""Runs that are cut off, diverge, fill the disk or go on with another configuration."""
 
 import contextlib
 import json
@@ -85,23 +85,6 @@ def test_a_run_killed_while_it_saves_resumes_as_if_nothing_had_happened(write_co
     ]
     for one, other in zip(states[0]["masters"], states[1]["masters"], strict=True):
         assert all(a.equal(b) for a, b in zip(one, other, strict=True))
-
-
-def test_two_processes_have_the_losses_of_one(write_config, tmp_path):
-    shared = {"max_steps": 5, "save_steps": 5, "learning_rate": 1e-2}
-    chats = {"stage": "sft", "diffusion": {"block_length": [4, 8]}}
-    one = write_config("one", run={**shared, "batch_size": 4}, **chats)
-    two = write_config("two", run={**shared, "batch_size": 2}, **chats)
-    assert main(["sft", str(one)]) == 0
-    # What `accelerate launch` runs on GPUs; on CPUs that needs MPI to start more than one process.
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    code, said = run_python(*launch, "-m", "diffusiongpt.training", "sft", two)
-    assert code == 0, said
-    folders = [tmp_path / name / "checkpoint-5" for name in ("one", "two")]
-    assert losses_of(folders[1]) == pytest.approx(losses_of(folders[0]), rel=1e-5)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in folders)
-    for name, weight in theirs.items():
-        torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=1e-5)
 
 
 class Damage(TrainerCallback):

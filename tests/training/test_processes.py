@@ -1,0 +1,131 @@
+"""Runs of two processes that each have all weights, or a part of them: the run of one process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from diffusiongpt.training.__main__ import main
+from diffusiongpt.training.config import ConfigError, to_mapping
+from diffusiongpt.training.run import check_folder, make_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+
+TRAINS_BOTH = """
+import json, os, pathlib, shutil, sys
+import torch.distributed
+from diffusiongpt.training.__main__ import main
+from diffusiongpt.training.config import load_config
+from diffusiongpt.training.run import make_trainer
+
+whole, path = sys.argv[1:]
+assert main(["sft", whole]) == 0
+rank, config = os.environ["RANK"], load_config(path)
+run = pathlib.Path(config.run.output_dir)
+trainer = make_trainer(config)
+trainer.create_optimizer()
+held = sum(part.numel() for group in trainer.masters.masters for part in group)
+(run.parent / f"held-{rank}.json").write_text(json.dumps(held))
+assert main(["sft", path]) == 0
+torch.distributed.barrier()
+if rank == "0":
+    os.rename(run / "final", run / "first")
+    shutil.rmtree(run / "checkpoint-5")
+torch.distributed.barrier()
+assert main(["sft", path]) == 0
+"""
+
+
+@pytest.fixture
+def write_config(make_config, tmp_path):
+    def write(name, **run):
+        shared = {"max_steps": 5, "save_steps": 3, "learning_rate": 1e-2, "sample_steps": 4}
+        folder = {"output_dir": str(tmp_path / name)}
+        config = make_config(
+            stage="sft", diffusion={"block_length": [4, 8]}, run={**shared, **folder, **run}
+        )
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(to_mapping(config)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def two_processes(write_config, tmp_path):
+    """Two processes run with all weights (`whole`), and with half each, to the end and resumed."""
+    script = tmp_path / "script.py"
+    script.write_text(TRAINS_BOTH)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    whole = write_config("whole", batch_size=2)
+    split = write_config("split", batch_size=2, fsdp=True)
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), str(whole), str(split)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def losses_of(checkpoint):
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def weights_of(run):
+    return load_file(run / "final" / "model.safetensors")
+
+
+def assert_same(ours, theirs, tolerance):
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert (ours[name] - weight).abs().max() <= tolerance, name
+
+
+def test_two_processes_have_the_run_of_one_with_whole_and_with_split_weights(
+    write_config, two_processes
+):
+    folder = two_processes
+    assert main(["sft", str(write_config("one"))]) == 0
+    one, whole, split = (
+        losses_of(folder / name / "checkpoint-5") for name in ("one", "whole", "split")
+    )
+    assert len(one) == 5
+    assert whole == pytest.approx(one, rel=1e-5)
+    assert split == pytest.approx(one, rel=1e-5)
+    weights, of_whole, of_split = (weights_of(folder / name) for name in ("one", "whole", "split"))
+    assert_same(of_whole, weights, 1e-5)
+    assert_same(of_split, weights, 1e-5)
+    check_folder(folder / "split" / "final")
+    samples = (folder / "split" / "samples.txt").read_text().splitlines()
+    assert len(samples) == 6  # three prompts, written by one process in each part of the run
+
+    # Each process holds about half, and nothing twice.
+    held = [json.loads((folder / f"held-{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(held) == sum(weight.numel() for weight in weights.values())
+    assert max(held) < 0.6 * sum(held)
+
+    # It resumes with two processes bit for bit, and its checkpoint goes on in one alone.
+    assert_same(of_split, load_file(folder / "split" / "first" / "model.safetensors"), 0)
+    shutil.copytree(folder / "split" / "checkpoint-3", folder / "alone" / "checkpoint-3")
+    assert main(["sft", str(write_config("alone"))]) == 0
+    assert losses_of(folder / "alone" / "checkpoint-5") == pytest.approx(one, rel=1e-5)
+    assert_same(weights_of(folder / "alone"), weights, 1e-5)
+
+
+def test_what_cannot_be_split_is_refused(make_config):
+    with pytest.raises(ConfigError, match="splits the weights over processes, and there is 1"):
+        make_trainer(make_config(run={"fsdp": True}))
+    with pytest.raises(ConfigError, match=r"needs run.optimizer adamw, because muon needs whole"):
+        make_config(run={"fsdp": True, "optimizer": "muon"})
+    with pytest.raises(ConfigError, match=r"needs model.lora_rank 0, .* got 4"):
+        make_config(run={"fsdp": True}, model={"init_from": "somewhere", "lora_rank": 4})
