@@ -15,6 +15,7 @@ export const POLICIES = {
   credit: "All that is sure, where a word that kept coming up counts for more.",
   joint: "All that is surer than the threshold; filled words may still be edited.",
   verify: "The surest first; what a look at the full block doubts is drawn anew.",
+  wino: "The surest first; what the rest of the text doubts is drawn anew in every step.",
   p2: "Each step plans all words anew and masks the least sure again.",
   remdm: "Fills, masks some words again, and fills them better.",
   remdm_rescale: "As remdm, masking again in proportion to what could be.",
