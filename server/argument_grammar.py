@@ -31,6 +31,7 @@ _NOTES = {
 _KEPT_OF_OBJECTS = _NOTES | {"properties", "required", "additionalProperties"}
 _KEPT_OF_TEXT = _NOTES | {"minLength", "maxLength", "pattern"}
 _LISTS = {"array", "object"}
+_LONGEST_PATTERN = 4096
 _SCALARS = {
     "null": "null",
     "boolean": "true|false",
@@ -232,6 +233,12 @@ def _text_expression(schema: Mapping[str, Any]) -> str:
     if {"minLength", "maxLength"} & schema.keys():
         raise InvalidRequest(
             "a text between tags keeps a pattern or lengths, got both", "constraint"
+        )
+    if len(schema["pattern"]) > _LONGEST_PATTERN:
+        raise InvalidRequest(
+            f"a pattern of a text between tags has at most {_LONGEST_PATTERN} characters, "
+            f"got {len(schema['pattern'])}",
+            "constraint",
         )
     return _whole_text(schema["pattern"])
 

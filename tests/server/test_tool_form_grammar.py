@@ -174,3 +174,10 @@ def test_what_tags_cannot_keep_is_refused_in_a_sentence(parameters: dict[str, An
         forced_calls([function], GLM, several=False)
     assert word in str(refusal.value)
     assert refusal.value.param == "constraint"
+
+
+def test_a_long_pattern_is_refused_before_it_is_looked_at():
+    parameters = {"properties": {"a": {"type": "string", "pattern": "[" * 200_000}}}
+    function = FunctionDefinition(name="f", parameters=parameters)
+    with pytest.raises(InvalidRequest, match="at most 4096 characters, got 200000"):
+        forced_calls([function], GLM, several=False)
