@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 MAX_STATES = 2048
 _MAX_PARTS = 20_000  # of the automaton that is not yet deterministic
-_MAX_MOVES = 1_000_000  # looked at while it is made deterministic: about a second
+_MAX_LOOKS = 2_000_000  # at parts, while it is made deterministic: about half a second
 _SURROGATES, _END = 0xD800, 0x110000
 # Where a set holds a set, or an operation on sets, Python reads its characters.
 _PLAIN_SETS = re.compile(r"(?:\\.|[^\\\[]|\[\^?\]?(?:\\.|[^\]\\\[])*\])*", re.DOTALL)
@@ -170,30 +170,34 @@ def _determine(parts: _Parts, start: int, end: int) -> Automaton:
     """The subsets of parts that are reached together."""
     subsets = [frozenset[int](), parts.closure({start})]
     number = {subset: index for index, subset in enumerate(subsets)}
-    rows, num_moves = [[0] * 256], 0
+    rows, num_looks = [[0] * 256], 0
     while len(rows) < len(subsets):
         row = [0] * 256
-        num_moves += sum(1 + len(parts.moves[each]) for each in subsets[len(rows)])
-        if len(subsets) > MAX_STATES or num_moves > _MAX_MOVES:
-            raise TooLarge
-        for byte, targets in _moves_of(parts, subsets[len(rows)]).items():
+        for first, last, targets, looks in _moves_of(parts, subsets[len(rows)]):
             subset = parts.closure(targets)
+            num_looks += looks + len(subset)
+            if num_looks > _MAX_LOOKS:
+                raise TooLarge
             if subset not in number:
                 number[subset] = len(subsets)
                 subsets.append(subset)
-            row[byte] = number[subset]
+            row[first : last + 1] = [number[subset]] * (last + 1 - first)
+        if len(subsets) > MAX_STATES:
+            raise TooLarge
         rows.append(row)
     accepting = np.array([end in subset for subset in subsets])
     return Automaton(np.array(rows, dtype=np.int32), accepting)
 
 
-def _moves_of(parts: _Parts, subset: frozenset[int]) -> dict[int, set[int]]:
-    targets: dict[int, set[int]] = {}
-    for each in subset:
-        for first, last, to in parts.moves[each]:
-            for byte in range(first, last + 1):
-                targets.setdefault(byte, set()).add(to)
-    return targets
+def _moves_of(parts: _Parts, subset: frozenset[int]) -> Iterator[tuple[int, int, set[int], int]]:
+    """The bytes first..last that lead from a subset to the same parts, those, and how many moves
+    were looked at for it."""
+    moves = {move for each in subset for move in parts.moves[each]}
+    edges = sorted({edge for first, last, _ in moves for edge in (first, last + 1)})
+    for low, high in pairwise(edges):
+        targets = {to for first, last, to in moves if first <= low <= last}
+        if targets:
+            yield low, high - 1, targets, len(moves)
 
 
 def _characters(kind: Any, value: Any) -> tuple[Ranges, Ranges]:
