@@ -1,4 +1,4 @@
-"""Twenty answers of a model with the seeds 1 to 20, not selected, as Markdown.
+"""Fifty answers of a model with the seeds 1 to 50, not selected, as Markdown.
 
 python benchmarks/sample.py [--model FOLDER]
 """
@@ -31,12 +31,42 @@ PROMPTS = (
     "Who wrote Alice in Wonderland?",
     "Thank you very much!",
     "Good night!",
+    "Hi there, who are you?",
+    "Are you a robot?",
+    "How old are you?",
+    "Where do you live?",
+    "What is your favourite colour?",
+    "Do you have any friends?",
+    "What did you do today?",
+    "I like dogs.",
+    "I am very happy!",
+    "Can you help me?",
+    "Tell me a story about a mouse and a lion.",
+    "Tell me a story about the sea.",
+    "Write a short story about a lost ball.",
+    "Tell me a story about two brothers.",
+    "Tell me a story about a hungry fox.",
+    "Write a story about a rainy day.",
+    "Tell me about trees.",
+    "What is water?",
+    "Why is the sky blue?",
+    "What is 10 - 4?",
+    "How many days are in a week?",
+    "Name three animals.",
+    "What is the plural of child?",
+    "Give me a synonym for big.",
+    "Correct the sentence: He go to the market.",
+    "Where can I eat dinner tonight?",
+    "What is the weather like?",
+    "Do you want to play a game?",
+    "Sorry, I have to go now.",
+    "Goodbye!",
 )
 
 
 def main() -> None:
     """Ask everything in one batch and print the answers."""
-    parser = argparse.ArgumentParser(description="Print twenty answers with their seeds.")
+    parser = argparse.ArgumentParser(description="Print fifty answers with their seeds.")
     parser.add_argument("--model", default=None)
     parser.add_argument("--max_tokens", type=int, default=200)
     options = parser.parse_args()

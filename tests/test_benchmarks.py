@@ -98,8 +98,8 @@ def test_samples_are_printed_with_their_seeds(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "**20. " in done.stdout
-    assert "(seed 20, " in done.stdout
+    assert "**50. " in done.stdout
+    assert "(seed 50, " in done.stdout
 
 
 def test_refined_drafts_are_told_beside_the_law():
