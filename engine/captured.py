@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusiongpt.engine.attention import PADDING_SEGMENT, AttentionPlan
+from diffusiongpt.engine.attention_plan import PADDING_SEGMENT, AttentionPlan
 from diffusiongpt.engine.segments import MaskedSegments, Segments, VarlenSegments
 
 # Larger forwards keep a device busy by themselves, and a mask over the row is quadratic.

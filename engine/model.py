@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM, PreTrainedModel
 
-from diffusiongpt.engine.attention import AttentionPlan, plan_under_way
+from diffusiongpt.engine.attention import plan_under_way
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.captured import WAYS, CapturedForward, bucket_ladder, recorder_for
 from diffusiongpt.engine.config import QuantizeKind
 from diffusiongpt.engine.errors import InvalidRequest, LoadError

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.model import LoadedModel
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform, wrap_64

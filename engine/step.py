@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.bias import BatchBias
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.commit import choose_positions, commits_due

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.engine import Engine

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import ModernBertForMaskedLM, Qwen3ForCausalLM
 
-from diffusiongpt.engine.attention import AttentionPlan, packed_attention
+from diffusiongpt.engine.attention import packed_attention
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.loader import LoadedModel, load_model
 
 from tiny_models import LOCAL_ATTENTION, VOCAB_SIZE, write_modernbert, write_qwen3

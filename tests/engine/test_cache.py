@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.loader import load_model

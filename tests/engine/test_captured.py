@@ -11,7 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusiongpt.engine import captured as captured_module
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.captured import CapturedForward, GraphRecorder, RunAgain, bucket_ladder
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import LoadError

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, QueueFull
 from diffusiongpt.engine.frame import FinishReason, Frame

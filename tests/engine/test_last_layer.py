@@ -7,7 +7,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from diffusiongpt.engine.attention import PACKED_ATTENTION, AttentionPlan
+from diffusiongpt.engine.attention import PACKED_ATTENTION
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.families import FAMILIES
 from diffusiongpt.engine.last_layer import narrow_last_layer
 

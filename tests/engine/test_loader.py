@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import ModernBertForMaskedLM, Qwen3ForCausalLM
 
 from diffusiongpt.engine import loader
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.checkpoint import find_token_id
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.loader import load_model

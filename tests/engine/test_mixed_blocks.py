@@ -15,7 +15,7 @@ from diffusiongpt.engine import (
     InvalidRequest,
     LoadError,
 )
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 
 from tiny_models import CONTEXT_LENGTH, write_modernbert
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusiongpt.engine.attention import AttentionPlan
+from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.engine import Engine
