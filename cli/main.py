@@ -7,6 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffusiongpt.cli.options import (
+    BlockLength,
+    Capture,
+    Compile,
+    Device,
+    DType,
+    EntropyBound,
+    Factor,
+    Family,
+    Gap,
+    MaxTokens,
+    Model,
+    NumSlots,
+    Pace,
+    Policy,
+    Quantize,
+    Seed,
+    Steps,
+    Stop,
+    Temperature,
+    Threshold,
+    TokenBudget,
+    TopK,
+    TopP,
+)
 from diffusiongpt.cli.refusal import fail
 from diffusiongpt.cli.serve import serve
 
@@ -21,40 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Model folder or hub id; the bundled model by default.", envvar="DIFFUSIONGPT_MODEL"
-    ),
-]
-Family = Annotated[str | None, typer.Option(help="Model family, where the folder does not say.")]
-DType = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Quantize = Annotated[
-    str | None, typer.Option(help="int8 or int4 weights, by torchao: less memory, not less time.")
-]
-Policy = Annotated[
-    str | None, typer.Option(help="Commit policy: which masked positions are committed.")
-]
-Steps = Annotated[int | None, typer.Option(help="Budget of denoising steps.")]
-BlockLength = Annotated[
-    int | None, typer.Option(help="Positions denoised at a time; 0 is the whole canvas.")
-]
-Threshold = Annotated[float | None, typer.Option(help="Gate of the policy threshold.")]
-Factor = Annotated[float | None, typer.Option(help="Gate of the policy factor.")]
-EntropyBound = Annotated[float | None, typer.Option(help="Gate of entropy_bound, in nats.")]
-Gap = Annotated[int | None, typer.Option(help="Least distance of one step's commits.")]
-Temperature = Annotated[float | None, typer.Option(help="Of the token draw; 0 is greedy.")]
-TopP = Annotated[float | None, typer.Option(help="Truncation of the token draw.")]
-TopK = Annotated[int | None, typer.Option(help="Truncation of the token draw; 0 is off.")]
-Pace = Annotated[
-    float, typer.Option(min=0.0, max=10.0, help="Seconds that a watched frame stays at least.")
-]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Length of the answer's canvas.")]
-Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")]
-
-
 app.command()(serve)
 
 
@@ -63,8 +54,8 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     model: Model = None,
     family: Family = None,
-    dtype: DType = "auto",
-    device: Device = "cpu",
+    dtype: DType = None,
+    device: Device = None,
     quantize: Quantize = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
@@ -117,8 +108,8 @@ def generate(
 def chat(
     model: Model = None,
     family: Family = None,
-    dtype: DType = "auto",
-    device: Device = "cpu",
+    dtype: DType = None,
+    device: Device = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     policy: Policy = None,
     steps: Steps = None,
@@ -150,22 +141,12 @@ def chat(
 def bench(
     model: Model = None,
     family: Family = None,
-    dtype: DType = "auto",
-    device: Device = "cpu",
-    num_slots: Annotated[int, typer.Option(help="Requests that may run at once.")] = 32,
-    token_budget: Annotated[
-        int | None, typer.Option(help="Most tokens of one packed forward.")
-    ] = None,
-    compile: Annotated[
-        bool, typer.Option(help="Compile the model at the start: slower to start, then faster.")
-    ] = False,
-    capture: Annotated[
-        bool | None,
-        typer.Option(
-            "--capture/--no-capture",
-            help="Replay recorded forwards (CUDA graphs); on CUDA by default.",
-        ),
-    ] = None,
+    dtype: DType = None,
+    device: Device = None,
+    num_slots: NumSlots = None,
+    token_budget: TokenBudget = None,
+    compile: Compile = None,
+    capture: Capture = None,
     quantize: Quantize = None,
     requests: Annotated[int, typer.Option(help="Requests, all handed over at once.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 64,
@@ -284,11 +265,12 @@ def run_training(command: str, arguments: list[str]) -> None:
 
 
 def load_engine(model: str | None, **settings: Any) -> Engine:
-    """The engine around a model, or one sentence and exit."""
+    """The engine around a model, or one sentence and exit; a setting that is None is not given."""
     from diffusiongpt.engine import Engine, LoadError
 
+    given = {name: value for name, value in settings.items() if value is not None}
     try:
-        return Engine.from_pretrained(model, **settings)
+        return Engine.from_pretrained(model, **given)
     except LoadError as error:
         fail(str(error))
 

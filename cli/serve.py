@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from diffusiongpt.cli.options import (
+    Capture,
+    Compile,
+    Device,
+    DType,
+    Family,
+    NumSlots,
+    Quantize,
+    TokenBudget,
+)
 from diffusiongpt.cli.refusal import fail
 
 
@@ -16,19 +26,15 @@ def serve(
         typer.Option(help="Folder or hub id; NAME=PATH names it, and several may be given."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Public name of the model.")] = None,
-    family: Annotated[
-        str | None, typer.Option(help="Model family, where the folder does not say.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16 or float32.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    num_slots: Annotated[int | None, typer.Option(help="Requests that may run at once.")] = None,
+    family: Family = None,
+    dtype: DType = None,
+    device: Device = None,
+    num_slots: NumSlots = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
     max_waiting: Annotated[
         int | None, typer.Option(help="Requests that may wait for a slot.")
     ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(help="Most tokens of one packed forward.")
-    ] = None,
+    token_budget: TokenBudget = None,
     cache_budget: Annotated[
         int | None, typer.Option(help="Most positions kept in caches, over all requests.")
     ] = None,
@@ -39,24 +45,9 @@ def serve(
             help="Pad every forward alike: bit for bit the same in any company.",
         ),
     ] = None,
-    quantize: Annotated[
-        str | None,
-        typer.Option(help="int8 or int4 weights, by torchao: less memory, not less time."),
-    ] = None,
-    compile: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile the model at the start: slower to start, then faster.",
-        ),
-    ] = None,
-    capture: Annotated[
-        bool | None,
-        typer.Option(
-            "--capture/--no-capture",
-            help="Replay recorded forwards (CUDA graphs); on CUDA by default.",
-        ),
-    ] = None,
+    quantize: Quantize = None,
+    compile: Compile = None,
+    capture: Capture = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     api_key: Annotated[

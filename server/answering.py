@@ -33,8 +33,9 @@ from diffusiongpt.server.errors import (
 from diffusiongpt.server.generator import Generation, Generator, abort_all, merge
 from diffusiongpt.server.logprobs import SettledToken
 from diffusiongpt.server.models import Models
+from diffusiongpt.server.options import DiffusionOptions
 from diffusiongpt.server.parts import Collected
-from diffusiongpt.server.protocol import DiffusionOptions, GenerationRequest
+from diffusiongpt.server.protocol import GenerationRequest
 from diffusiongpt.server.reading import ChoiceReader
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import Shape

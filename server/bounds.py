@@ -22,7 +22,8 @@ from diffusiongpt.engine.params import (
     SEED_MIN,
 )
 from diffusiongpt.engine.policies import MAX_ROUNDS, PRESETS
-from diffusiongpt.server.protocol import MAX_CHOICES, MAX_MESSAGES
+from diffusiongpt.server.chat_request import MAX_MESSAGES
+from diffusiongpt.server.protocol import MAX_CHOICES
 from diffusiongpt.server.tools import MAX_TOOLS, TOOL_NAME
 
 Json = dict[str, Any]

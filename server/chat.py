@@ -12,11 +12,11 @@ from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.server.answering import read_ask, refusing, respond, start
+from diffusiongpt.server.chat_request import ChatRequest
 from diffusiongpt.server.edits import make_draft
 from diffusiongpt.server.errors import ApiError, invalid
 from diffusiongpt.server.generator import Generator
 from diffusiongpt.server.models import Models
-from diffusiongpt.server.protocol import ChatRequest
 from diffusiongpt.server.reading import Reading
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import ChatShape

@@ -13,7 +13,8 @@ from diffusiongpt.server.answering import read_ask, refusing, require_text, resp
 from diffusiongpt.server.completions import is_token_ids
 from diffusiongpt.server.generator import Generator
 from diffusiongpt.server.models import Models
-from diffusiongpt.server.protocol import DiffusionOptions, GenerationRequest
+from diffusiongpt.server.options import DiffusionOptions
+from diffusiongpt.server.protocol import GenerationRequest
 from diffusiongpt.server.settings import Settings
 from diffusiongpt.server.shapes import EditShape
 from diffusiongpt.server.wire import Quickly, show

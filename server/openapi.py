@@ -28,10 +28,10 @@ from diffusiongpt.server.answers import (
     TextChunk,
 )
 from diffusiongpt.server.bounds import state_bounds
+from diffusiongpt.server.chat_request import ChatRequest
 from diffusiongpt.server.completions import CompletionRequest, FimRequest
 from diffusiongpt.server.edits import EditRequest
 from diffusiongpt.server.infill import InfillRequest
-from diffusiongpt.server.protocol import ChatRequest
 
 Model = type[BaseModel]
 Json = dict[str, Any]

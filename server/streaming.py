@@ -16,8 +16,8 @@ from typing import Any
 
 from diffusiongpt.engine.frame import Change, Frame, Usage
 from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.server.options import FrameLocation, FrameMode
 from diffusiongpt.server.parts import Content
-from diffusiongpt.server.protocol import FrameLocation, FrameMode
 from diffusiongpt.server.shapes import Shape
 from diffusiongpt.server.usage import NO_USAGE, Stopwatch, summary, usage_of
 

@@ -11,10 +11,11 @@ from starlette.testclient import TestClient
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.worker import EngineWorker
 from diffusiongpt.server.app import create_app
+from diffusiongpt.server.chat_request import ChatRequest
 from diffusiongpt.server.completions import CompletionRequest, FimRequest
 from diffusiongpt.server.edits import EditRequest
 from diffusiongpt.server.infill import InfillRequest
-from diffusiongpt.server.protocol import ChatRequest, DiffusionOptions
+from diffusiongpt.server.options import DiffusionOptions
 from diffusiongpt.server.settings import Settings
 
 from tiny_models import CONTEXT_LENGTH, write_modernbert

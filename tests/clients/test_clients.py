@@ -25,7 +25,7 @@ from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.frame import Change
 from diffusiongpt.engine.replay import Replay
 from diffusiongpt.engine.worker import EngineWorker
-from diffusiongpt.server.protocol import ChatRequest
+from diffusiongpt.server.chat_request import ChatRequest
 
 from live import serving_live
 
