@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from jsonschema import Draft202012Validator
 from diffusiongpt.engine import Constraint, Engine, GenerationParams
 from diffusiongpt.engine.completion import Completion, complete
 from diffusiongpt.engine.frame import FinishReason, Frame
-from diffusiongpt.engine.guide import Guide
 
 from measure import parse_arguments, report
 
@@ -34,15 +31,14 @@ def main() -> None:
     params = GenerationParams(max_tokens=tokens, temperature=1.0, seed=0)
     plain = params.replace(max_tokens=32 if options.quick else 128, ignore_eos=True)
     began = time.perf_counter()
-    asks = [with_schema(params, index) for index in range(requests)]
-    for ask in asks:
-        engine.compile(ask.constraint)
+    languages = describe_languages(engine)
     compiling = time.perf_counter() - began
+    asks = [with_schema(params, index) for index in range(requests)]
     run(engine, [plain] * options.slots)  # warms up
     without = run(engine, [plain.replace(seed=index) for index in range(max(requests // 5, 4))])
-    clock = time_guides()
     done, cost = run(engine, asks)
-    cost["grammar_ms_per_token"] = 1000.0 * clock.seconds / cost["tokens"]
+    guiding = sum(each.usage.grammar_seconds for each in done)
+    cost["grammar_ms_per_token"] = 1000.0 * guiding / cost["tokens"]
     wrong = [
         {"schema": name_of(index), "text": each.text[:200], "finish": str(each.finish_reason)}
         for index, each in enumerate(done)
@@ -58,40 +54,26 @@ def main() -> None:
         "with_schema": cost,
         "without": without[1],
         "times_the_time_of_a_token": cost["ms_per_token"] / without[1]["ms_per_token"],
-        "grammar_share_of_time": clock.seconds / cost["seconds"],
+        "grammar_share_of_time": guiding / cost["seconds"],
+        "in_any_order": sum(each["size"] is not None for each in languages.values()),
+        "languages": languages,
     }
     report(options, "structured", "every answer valid", result)
 
 
-@dataclass(slots=True)
-class Clock:
-    """Seconds within what is timed, which may call itself."""
-
-    seconds: float = 0.0
-    depth: int = 0
-
-    def time(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, timed."""
-
-        def timed(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            self.depth += 1
-            try:
-                return function(*arguments)
-            finally:
-                self.depth -= 1
-                if not self.depth:
-                    self.seconds += time.perf_counter() - began
-
-        return timed
-
-
-def time_guides() -> Clock:
-    """Time all that guides do for the engine from now on."""
-    clock = Clock()
-    for name in ("allowed", "accept", "take_forced"):
-        setattr(Guide, name, clock.time(getattr(Guide, name)))
-    return clock
+def describe_languages(engine: Engine) -> dict[str, Any]:
+    """How each schema is filled, and how large its automaton is: states over bytes, pairs of states
+    with a token between them."""
+    told = {}
+    for index, name in enumerate(SCHEMAS):
+        constraint = with_schema(GenerationParams(), index).constraint
+        assert constraint is not None
+        began = time.perf_counter()
+        language = engine.compile(constraint)
+        seconds = time.perf_counter() - began
+        size = language.automaton and language.automaton.size
+        told[name] = {"size": size, "in_order_because": language.why_in_order, "seconds": seconds}
+    return told
 
 
 def name_of(index: int) -> str:

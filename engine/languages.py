@@ -12,16 +12,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffusiongpt.engine.automaton import Automaton, NotRegular, TooLarge
 from diffusiongpt.engine.closing import find_shortest, keeps_closing
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
-from diffusiongpt.engine.expression import (
-    NotRegular,
-    TooLarge,
-    automaton_of_choices,
-    automaton_of_regex,
-)
+from diffusiongpt.engine.expression import automaton_of_choices, automaton_of_regex
 from diffusiongpt.engine.lifted import LiftedAutomaton
+from diffusiongpt.engine.schema import automaton_of_schema
 from diffusiongpt.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -54,6 +51,7 @@ class Language:
     Attributes:
         shortest: tokens of the shortest of its texts that was found.
         automaton: of a regular language that is small enough: it can be filled in any order.
+        why_in_order: why there is none, the rest of a sentence, where there is something to say.
     """
 
     constraint: Constraint
@@ -61,6 +59,12 @@ class Language:
     vocabulary: Vocabulary
     shortest: tuple[int, ...]
     automaton: LiftedAutomaton | None = None
+    why_in_order: str = ""
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether its texts are written from left to right."""
+        return self.automaton is None
 
 
 class Languages:
@@ -114,7 +118,7 @@ class Languages:
         )
         if matcher.is_error():
             raise _refusal(constraint, matcher.get_error())
-        automaton = self._lift(constraint)
+        automaton, why = self._lift(constraint)
         if automaton is None:
             shortest = self._shortest(constraint, matcher)
         else:
@@ -125,28 +129,37 @@ class Languages:
                 or f"no text of at most {self._longest} tokens was found soon enough"
             )
             raise _refusal(constraint, reason)
-        return Language(constraint, matcher, self._vocabulary, tuple(shortest), automaton)
+        return Language(constraint, matcher, self._vocabulary, tuple(shortest), automaton, why)
 
-    def _lift(self, constraint: Constraint) -> LiftedAutomaton | None:
-        """The automaton of a regular language, None where there is none, or it is too large."""
+    def _lift(self, constraint: Constraint) -> tuple[LiftedAutomaton | None, str]:
+        """The automaton of a regular language; None, and why, where there is none, or it is too
+        large."""
         if not self._vocabulary.stops:
-            return None
+            return None, ""
         try:
-            if constraint.kind == "choice":
-                automaton = automaton_of_choices(constraint.choices)
-            elif constraint.kind == "regex":
-                automaton = automaton_of_regex(_without_anchors(constraint.source))
-            else:
-                return None
-            return LiftedAutomaton(automaton, self._vocabulary)
-        except (NotRegular, TooLarge):
-            return None
+            return LiftedAutomaton(automaton_of(constraint), self._vocabulary), ""
+        except NotRegular as error:
+            return None, str(error)
+        except TooLarge:
+            return None, "its automaton is too large"
 
     def _shortest(self, constraint: Constraint, matcher: LLMatcher) -> list[int] | None:
         if constraint.kind == "choice":
             spelled = sorted(map(self._vocabulary.encode, constraint.choices), key=len)
             return next((each for each in spelled if keeps_closing(matcher, each)), None)
         return find_shortest(matcher, self._vocabulary, self._longest)
+
+
+def automaton_of(constraint: Constraint) -> Automaton:
+    """A constraint as an automaton over bytes; raises NotRegular, TooLarge."""
+    match constraint.kind:
+        case "choice":
+            return automaton_of_choices(constraint.choices)
+        case "regex":
+            return automaton_of_regex(_without_anchors(constraint.source))
+        case "json_schema":
+            return automaton_of_schema(constraint.source)
+    raise NotRegular
 
 
 def grammar_of(constraint: Constraint) -> str:

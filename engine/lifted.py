@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusiongpt.engine.expression import Automaton, TooLarge
+from diffusiongpt.engine.automaton import Automaton, TooLarge
 from diffusiongpt.engine.vocabulary import Vocabulary, holds, members
 
 States = NDArray[np.bool_]  # (S,)
@@ -47,6 +47,11 @@ class LiftedAutomaton:
         self.first = self._set_of((1,))
         self.last = np.append(automaton.accepting, True)
         self._kept = lru_cache(maxsize=128)(self._tokens)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """States over bytes, and pairs of states with a token between them."""
+        return self.end, len(self._source)
 
     def _set_of(self, states: Collection[int]) -> States:
         made = np.zeros(self.end + 1, dtype=bool)

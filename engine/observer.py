@@ -3,10 +3,12 @@ constraint that it gets ready. Torch-free."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from diffusiongpt.engine.constraint import ConstraintKind
 from diffusiongpt.engine.frame import Frame
+
+CompiledOrder = Literal["any", "left_to_right"]
 
 
 class Observer(Protocol):
@@ -20,8 +22,11 @@ class Observer(Protocol):
         """
         ...
 
-    def note_compile(self, kind: ConstraintKind, seconds: float, *, is_refused: bool) -> None:
-        """A constraint was got ready or refused in so many seconds, next to none if it was known.
+    def note_compile(
+        self, kind: ConstraintKind, seconds: float, order: CompiledOrder | None
+    ) -> None:
+        """A constraint was got ready in so many seconds, next to none if it was known, for texts
+        that are written in this order; None was refused.
 
         Called in whichever thread asked for it; must return at once and raise nothing.
         """

@@ -48,12 +48,13 @@ def note_logprobs(batch: Sequence[Running], commits: Commits, tokenizer: Tokeniz
         *(column.tolist() for column in (*columns, *top)), strict=True
     ):
         running = batch[row]
-        if (num_top := running.request.params.logprobs) is None:
+        place = position - len(running.request.prompt)
+        if (num_top := running.request.params.logprobs) is None or running.is_past_end(place):
             continue
         likely = zip(ids[:num_top], logprobs[:num_top], strict=True)
         running.unsent_logprobs.append(
             PositionLogprobs(
-                position - len(running.request.prompt),
+                place,
                 _spell(tokenizer, token_id, logprob),
                 tuple(_spell(tokenizer, *each) for each in likely if each[1] > BANNED / 2),
             )
@@ -67,7 +68,7 @@ def note_certain(
     if (num_top := running.request.params.logprobs) is None:
         return
     for position, token_id, _ in changes:
-        if token_id is not None:
+        if token_id is not None and not running.is_past_end(position):
             token = _spell(tokenizer, token_id, 0.0)
             likely = (token,) if num_top else ()
             running.unsent_logprobs.append(PositionLogprobs(position, token, likely))

@@ -165,10 +165,13 @@ def _languages_of_holes(
 
 def _check_hole(hole: tuple[int, int], language: Language, num_holes: int) -> None:
     kind, shortest, length = language.constraint.kind, len(language.shortest), hole[1] - hole[0]
-    if language.automaton is None and num_holes > 1:
+    because = (
+        f"; it goes in no other order, because {why}" if (why := language.why_in_order) else ""
+    )
+    if language.is_in_order and num_holes > 1:
         raise InvalidRequest(
             f"this {kind} is written from left to right and takes one hole, "
-            f"got {num_holes} of them",
+            f"got {num_holes} of them{because}",
             "constraint",
         )
     if length < shortest:

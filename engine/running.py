@@ -199,14 +199,18 @@ class Running:
     def record(self, changes: Sequence[TokenChange]) -> None:
         """Keep how the tokens of this step came about, for the next frame."""
         for position, token_id, confidence in changes:
-            # After the end of a text stands what no reader sees, and nobody chose.
-            if token_id is None or (self.guide is not None and self.guide.is_past_end(position)):
+            if token_id is None or self.is_past_end(position):
                 continue
             log_prob = math.log(max(confidence, LEAST_PROBABILITY))
             self.recorded.append(
                 CommittedToken(token_id, position, log_prob, self.step, self.num_recorded)
             )
             self.num_recorded += 1
+
+    def is_past_end(self, position: int) -> bool:
+        """Whether what stands at a position follows the end of a text: no reader sees it, and
+        nobody chose it."""
+        return self.guide is not None and self.guide.is_past_end(position)
 
     def take_recorded(self) -> tuple[CommittedToken, ...]:
         """What was recorded since the last frame."""

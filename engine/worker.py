@@ -18,10 +18,10 @@ from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.engine import Engine
-from diffusiongpt.engine.errors import EngineFailure, InvalidRequest, QueueFull
+from diffusiongpt.engine.errors import EngineFailure, QueueFull
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.info import ModelInfo
-from diffusiongpt.engine.observer import Observer
+from diffusiongpt.engine.observer import CompiledOrder, Observer
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.report import last_frame
 from diffusiongpt.engine.request import Request
@@ -160,16 +160,15 @@ class EngineWorker:
 
     def compile(self, constraint: Constraint) -> None:
         """Get a constraint ready ahead of its requests, in any thread; raises InvalidRequest."""
-        begun, is_refused = time.perf_counter(), False
+        begun = time.perf_counter()
+        order: CompiledOrder | None = None
         try:
-            self._engine.compile(constraint)
-        except InvalidRequest:
-            is_refused = True
-            raise
+            language = self._engine.compile(constraint)
+            order = "left_to_right" if language.is_in_order else "any"
         finally:
             seconds = time.perf_counter() - begun
             for observer in self._observers:
-                observer.note_compile(constraint.kind, seconds, is_refused=is_refused)
+                observer.note_compile(constraint.kind, seconds, order)
 
     def submit(self, prompt: Prompt, params: GenerationParams) -> Generation:
         """Start a request.

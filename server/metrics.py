@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from diffusiongpt.engine.constraint import ConstraintKind
 from diffusiongpt.engine.frame import FinishReason, Frame, Usage
+from diffusiongpt.engine.observer import CompiledOrder
 from diffusiongpt.server.generator import Generator
 
 # OpenTelemetry's buckets for generative servers, in seconds.
@@ -100,6 +101,11 @@ class Metrics:
         self.grammar_guide_seconds = self._counter(
             "grammar_guide_seconds_total", "Time in which generations kept constraints", "model"
         )
+        self.grammars = self._counter(
+            "grammars_total",
+            "Constraints of requests by the order in which their texts are written",
+            *("model", "kind", "order"),
+        )
         self.grammar_refusals = self._counter(
             "grammar_refusals_total", "Constraints that cannot be kept", "model", "kind"
         )
@@ -162,11 +168,15 @@ class GenerationMeter:
             del self._passed[frame.request_id]
             self._note_end(frame.finish_reason, frame.usage, seconds)
 
-    def note_compile(self, kind: ConstraintKind, seconds: float, *, is_refused: bool) -> None:
+    def note_compile(
+        self, kind: ConstraintKind, seconds: float, order: CompiledOrder | None
+    ) -> None:
         """Count a constraint that was got ready or refused."""
         self._metrics.grammar_compile_seconds.labels(self._model).observe(seconds)
-        if is_refused:
+        if order is None:
             self._metrics.grammar_refusals.labels(self._model, kind).inc()
+        else:
+            self._metrics.grammars.labels(self._model, kind, order).inc()
 
     def _note_milestones(self, frame: Frame, seconds: float, passed: set[str]) -> None:
         metrics = self._metrics

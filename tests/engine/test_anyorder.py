@@ -20,8 +20,9 @@ import torch
 import diffusiongpt.engine
 from diffusiongpt.engine import Constraint, Engine, EngineConfig, GenerationParams, Hole, Infill
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
+from diffusiongpt.engine.automaton import TooLarge
 from diffusiongpt.engine.errors import InvalidRequest
-from diffusiongpt.engine.expression import TooLarge, automaton_of_regex
+from diffusiongpt.engine.expression import automaton_of_regex
 from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS

@@ -7,13 +7,8 @@ import re
 
 import pytest
 
-from diffusiongpt.engine.expression import (
-    Automaton,
-    NotRegular,
-    TooLarge,
-    automaton_of_choices,
-    automaton_of_regex,
-)
+from diffusiongpt.engine.automaton import Automaton, NotRegular, TooLarge
+from diffusiongpt.engine.expression import automaton_of_choices, automaton_of_regex
 
 LETTERS = "abcxyes no12.-é☃🙂\n_٣@com\U0001f300\u07ff\u0800\ufffd\U00010000"
 

@@ -124,6 +124,14 @@ def test_grammars_are_timed_and_their_refusals_counted_by_kind(client: TestClien
     assert samples["diffusiongpt_grammar_refusals_total", "regex", "tiny"] == 2
     assert samples["diffusiongpt_grammar_refusals_total", "json_schema", "tiny"] == 1
     assert samples[compiled] - after[compiled] == 3
+    assert samples["diffusiongpt_grammars_total", "regex", "tiny", "any"] == 1
+    for name in ("any", "left_to_right"):
+        fields = {"type": "object", "maxProperties": 1, "additionalProperties": name != "any"}
+        if name == "any":
+            del fields["maxProperties"]
+        answer = client.post(URL, json=ask | {"structured_outputs": {"json": fields}})
+        assert answer.is_success
+        assert read(client)["diffusiongpt_grammars_total", "json_schema", "tiny", name] == 1
 
 
 def test_every_application_has_a_registry_of_its_own():

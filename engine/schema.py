@@ -1,0 +1,358 @@
+"""From a JSON schema to a deterministic automaton over bytes, if its texts are a regular language.
+Torch-free.
+
+The texts are some of those that llguidance accepts of the schema, and nearly all of them: keys in
+the schema's order, at most one space after a comma or a colon, every character of a string in one
+spelling. A word that is not kept exactly makes the schema not regular; words that assert nothing
+change nothing. What a schema means in ways that only llguidance checks (that the cases of `oneOf`
+exclude each other, that a `format` is known) it has checked before.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diffusiongpt.engine.automaton import (
+    Automaton,
+    NotRegular,
+    Parts,
+    TooLarge,
+    combine,
+    determine,
+)
+from diffusiongpt.engine.characters import Ranges
+from diffusiongpt.engine.expression import Expression, parse
+from diffusiongpt.engine.json_formats import FORMATS
+from diffusiongpt.engine.json_values import (
+    Bounds,
+    add_integer,
+    add_multiples,
+    add_number,
+    as_decimal,
+    spell,
+)
+from diffusiongpt.engine.schema_words import resolve, types_of, values_of, words_of
+
+# What these take, in looks at parts.
+_LOOKS_OF_A_SCHEMA, _LOOKS_OF_AN_AUTOMATON = 50, 3000
+_ANY_CHARACTER: Ranges = ((0, 0x10FFFF),)
+Fragment = Callable[[Parts, int, int], None]
+
+
+def automaton_of_schema(source: str) -> Automaton:
+    """The automaton of a schema's JSON text; raises NotRegular or TooLarge."""
+    parts = Parts()
+    start, end = parts.new(), parts.new()
+    root = json.loads(source)
+    try:
+        SchemaParts(root, parts).add(root, start, end)
+    except RecursionError as error:
+        raise TooLarge from error
+    return determine(parts, start, end)
+
+
+class SchemaParts:
+    """Adds what schemas allow to the parts of an automaton.
+
+    Args:
+        root: the schema in which references are looked up.
+    """
+
+    def __init__(self, root: Any, parts: Parts) -> None:
+        self._root, self._parts = root, parts
+        self._open: list[str] = []  # references that are being followed
+
+    def add(self, schema: Any, start: int, end: int) -> None:
+        """The JSON texts of a schema; raises NotRegular, TooLarge."""
+        self._parts.effort.spend(_LOOKS_OF_A_SCHEMA)
+        names: list[str] = []
+        schema = resolve(schema, self._root, names)
+        if recurring := {*names} & {*self._open}:
+            raise NotRegular(f"{min(recurring)} refers to itself")
+        self._open += names
+        self._add_resolved(schema, start, end)
+        del self._open[len(self._open) - len(names) :]
+
+    def _add_resolved(self, schema: Any, start: int, end: int) -> None:
+        if schema is False:
+            return
+        words = words_of(schema)
+        values = values_of(words)
+        cases = words.pop("anyOf", None) or words.pop("oneOf", None)
+        if values is not None:
+            for value in values:
+                self.add_value(value, start, end)
+        elif cases is not None:
+            for case in cases:
+                self.add({"allOf": [words, case]} if words else case, start, end)
+        else:
+            for name in types_of(words):
+                self._add_type(name, words, start, end)
+
+    def _add_type(self, name: str, words: Mapping[str, Any], start: int, end: int) -> None:
+        match name:
+            case "null":
+                self._parts.add_text(b"null", start, end)
+            case "boolean":
+                self._parts.add_text(b"false", start, end)
+                self._parts.add_text(b"true", start, end)
+            case "string":
+                self._add_string(words, start, end)
+            case "array":
+                self._add_array(words, start, end)
+            case "object":
+                self._add_object(words, start, end)
+            case _:
+                self._add_number(words, start, end, is_integer=name == "integer")
+
+    def add_value(self, value: Any, start: int, end: int) -> None:
+        """A constant, with a space or none after each comma and colon."""
+        if isinstance(value, list):
+            start = self._after(b"[", start)
+            for index, each in enumerate(value):
+                start = self._after_comma(start) if index else start
+                start, before = self._parts.new(), start
+                self.add_value(each, before, start)
+            self._parts.add_text(b"]", start, end)
+        elif isinstance(value, dict):
+            start = self._after(b"{", start)
+            for index, (key, each) in enumerate(value.items()):
+                start = self._after_comma(start) if index else start
+                start, before = self._parts.new(), self._after_key(key, start)
+                self.add_value(each, before, start)
+            self._parts.add_text(b"}", start, end)
+        else:
+            self._parts.add_text(spell(value).encode(), start, end)
+
+    def _after(self, text: bytes, start: int) -> int:
+        end = self._parts.new()
+        self._parts.add_text(text, start, end)
+        return end
+
+    def _after_comma(self, start: int) -> int:
+        return self._after_space(self._after(b",", start))
+
+    def _after_key(self, key: str, start: int) -> int:
+        return self._after_space(self._after(f"{spell(key)}:".encode(), start))
+
+    def _after_space(self, start: int) -> int:
+        """After a space or none."""
+        end = self._after(b" ", start)
+        self._parts.silent[start].append(end)
+        return end
+
+    def _add_number(
+        self, words: Mapping[str, Any], start: int, end: int, *, is_integer: bool
+    ) -> None:
+        bounds = _bounds_of(words)
+        modulus = words.get("multipleOf")
+        if modulus is None:
+            add = add_integer if is_integer else add_number
+            add(self._parts, bounds, start, end)
+            return
+        if as_decimal(modulus) != int(modulus) or modulus < 1:
+            raise NotRegular("multipleOf is no integer")
+        multiples = self._own(lambda parts, a, b: add_multiples(parts, int(modulus), a, b))
+        within = self._own(lambda parts, a, b: add_integer(parts, bounds, a, b))
+        both = combine(multiples, within, operator.and_, self._parts.effort)
+        self._parts.add_automaton(both, start, end)
+
+    def _own(self, add: Fragment) -> Automaton:
+        """An automaton of its own, whose effort counts."""
+        parts = Parts(effort=self._parts.effort)
+        parts.effort.spend(_LOOKS_OF_AN_AUTOMATON)
+        start, end = parts.new(), parts.new()
+        add(parts, start, end)
+        return determine(parts, start, end)
+
+    def _add_string(self, words: Mapping[str, Any], start: int, end: int) -> None:
+        inside, quote = self._after(b'"', start), self._parts.new()
+        self._parts.add_text(b'"', quote, end)
+        asked: list[Fragment] = []
+        if "pattern" in words:
+            asked.append(_pattern_of(words["pattern"]))
+        if "format" in words:
+            asked.append(_format_of(words["format"]))
+        if words.get("minLength", 0) or "maxLength" in words or not asked:
+            asked.append(_length_of(words.get("minLength", 0), words.get("maxLength")))
+        self._add_all(asked, inside, quote)
+
+    def _add_all(self, asked: Sequence[Fragment], start: int, end: int) -> None:
+        """What is in all of some languages."""
+        if len(asked) == 1:
+            asked[0](self._parts, start, end)
+            return
+        both = self._own(asked[0])
+        for each in asked[1:]:
+            both = combine(both, self._own(each), operator.and_, self._parts.effort)
+        self._parts.add_automaton(both, start, end)
+
+    def _add_array(self, words: Mapping[str, Any], start: int, end: int) -> None:
+        first = words.get("prefixItems", [])
+        rest = words.get("items", True)
+        least = int(words.get("minItems", 0))
+        most = int(words["maxItems"]) if "maxItems" in words else None
+        if rest is False:
+            most = len(first) if most is None else min(most, len(first))
+        close = self._parts.new()
+        self._parts.add_text(b"]", close, end)
+        at, count = self._after(b"[", start), 0
+        # The items that are told apart: those of the prefix, those that must be, those that may.
+        while count < max(len(first), least, most or 0) and count != most:
+            if count >= least:
+                self._parts.silent[at].append(close)
+            at = self._after_comma(at) if count else at
+            at, before = self._parts.new(), at
+            self.add(first[count] if count < len(first) else rest, before, at)
+            count += 1
+        if most is None or most >= least:
+            self._parts.silent[at].append(close)
+        if most is None:
+            self._add_more(rest, at, close, is_first=not count)
+
+    def _add_more(self, rest: Any, start: int, close: int, *, is_first: bool) -> None:
+        """Any number of further items."""
+        item, after = self._parts.new(), self._parts.new()
+        self._parts.silent[start if is_first else self._after_comma(start)].append(item)
+        self.add(rest, item, after)
+        self._parts.silent[self._after_comma(after)].append(item)
+        self._parts.silent[after].append(close)
+
+    def _add_object(self, words: Mapping[str, Any], start: int, end: int) -> None:
+        properties = words.get("properties", {})
+        required = words.get("required", [])
+        others = words.get("additionalProperties", True)
+        missing = {name: others for name in required if name not in properties}
+        close = self._parts.new()
+        self._parts.add_text(b"}", close, end)
+        # Where nothing was written yet there is no comma to come.
+        blank: int | None = self._after(b"{", start)
+        after: int | None = None
+        for name, schema in {**properties, **missing}.items():
+            entry, done = self._entry(blank, after), self._parts.new()
+            self.add(schema, self._after_key(name, entry), done)
+            if name in required:
+                blank, after = None, done
+            else:
+                if after is not None:
+                    self._parts.silent[after].append(done)
+                after = done
+        keys = self._key_of_others(words, [*properties, *missing])
+        for at in (blank, after):
+            if at is not None:
+                self._parts.silent[at].append(close)
+        if keys is not None:
+            self._add_others(keys, words, self._entry(blank, after), close)
+
+    def _entry(self, blank: int | None, after: int | None) -> int:
+        """Where a key begins: at once if nothing was written, or after a comma."""
+        entry = self._parts.new()
+        if blank is not None:
+            self._parts.silent[blank].append(entry)
+        if after is not None:
+            self._parts.silent[self._after_comma(after)].append(entry)
+        return entry
+
+    def _key_of_others(self, words: Mapping[str, Any], names: Sequence[str]) -> Automaton | None:
+        """What a key that is not named may hold, None if there are no such keys."""
+        patterns = words.get("patternProperties", {})
+        others = words.get("additionalProperties", True)
+        if not patterns and others is False:
+            return None
+        if not patterns and others in (True, {}):
+            raise NotRegular(
+                "an object may have properties that it does not name, of any kind "
+                "(additionalProperties: false forbids them)"
+            )
+        if len(patterns) > 1 or (patterns and others is not False):
+            raise NotRegular("patternProperties come with other properties that are not named")
+        if not patterns:
+            return self._without(names)
+        keys = self._own(_pattern_of(next(iter(patterns))))
+        # Of other characters a reader may think otherwise.
+        if not all(each.isascii() and each.isprintable() for each in names) or any(
+            keys.accepts(_inside(each)) for each in names
+        ):
+            raise NotRegular("a property has a name that a pattern may match, too")
+        return keys
+
+    def _without(self, names: Sequence[str]) -> Automaton:
+        """Keys that are none of some names."""
+        named = Parts(effort=self._parts.effort)
+        start, end = named.new(), named.new()
+        for name in names:
+            named.add_text(_inside(name), start, end)
+        taken, keys = determine(named, start, end), self._own(_length_of(0, None))
+        return combine(keys, taken, lambda a, b: a and not b, self._parts.effort)
+
+    def _add_others(
+        self, keys: Automaton, words: Mapping[str, Any], entry: int, close: int
+    ) -> None:
+        """Any number of properties that are not named."""
+        patterns = words.get("patternProperties", {})
+        schema = next(iter(patterns.values()), words.get("additionalProperties"))
+        inside, quote, after = self._after(b'"', entry), self._parts.new(), self._parts.new()
+        self._parts.add_automaton(keys, inside, quote)
+        self.add(schema, self._after_space(self._after(b'":', quote)), after)
+        self._parts.silent[self._after_comma(after)].append(entry)
+        self._parts.silent[after].append(close)
+
+
+def _inside(key: str) -> bytes:
+    """A key as it is spelled between its quotes."""
+    return spell(key)[1:-1].encode()
+
+
+def _bounds_of(words: Mapping[str, Any]) -> Bounds:
+    """The bounds of a number; of two on one side the narrower one."""
+    least, most = (
+        [
+            (as_decimal(words[word]) * sign, word.startswith("exclusive"))
+            for word in (f"{side}imum", f"exclusive{side.capitalize()}imum")
+            if word in words
+        ]
+        for side, sign in (("min", 1), ("max", -1))
+    )
+    low, is_open_below = max(least, default=(None, False))
+    high, is_open_above = max(most, default=(None, False))
+    return Bounds(low, None if high is None else -high, is_open_below, is_open_above)
+
+
+def _pattern_of(pattern: str) -> Fragment:
+    def add(parts: Parts, start: int, end: int) -> None:
+        try:
+            Expression(parts, in_json=True).add_search(pattern, start, end)
+        except NotRegular as error:
+            raise NotRegular(f"the pattern {pattern!r:.40} is read in more than one way") from error
+
+    return add
+
+
+def _format_of(name: str) -> Fragment:
+    if name not in FORMATS:
+        raise NotRegular(f"the format {name!r:.40} has no expression here")
+    tree = parse(FORMATS[name])
+    return lambda parts, start, end: Expression(parts, in_json=True).add_sequence(tree, start, end)
+
+
+def _length_of(least: float, most: float | None) -> Fragment:
+    """Texts of so many characters."""
+
+    def add(parts: Parts, start: int, end: int) -> None:
+        expression = Expression(parts, in_json=True)
+        count = 0
+        while count < least or (most is not None and count < most):
+            if count >= least:
+                parts.silent[start].append(end)
+            start, before = parts.new(), start
+            expression.add_characters(_ANY_CHARACTER, before, start)
+            count += 1
+        if most is None:
+            expression.add_any(start, end)
+        elif most >= least:
+            parts.silent[start].append(end)
+
+    return add
