@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusiongpt.engine.pool import Room
+
 CacheKind = Literal["exact", "prefix", "dual"]
 
 
@@ -30,6 +32,7 @@ class SlotCache:
         capacity: C, positions that the request will ever have.
         kind: what is kept. lead: positions before the block that are computed with it all the
             same: one where the logits at a position predict the next one.
+        room: where the buffers are in the pool of all requests; None is memory of their own.
 
     Attributes:
         length: leading positions that are kept; what is computed goes behind them.
@@ -37,9 +40,17 @@ class SlotCache:
             kept, too.
     """
 
-    def __init__(self, capacity: int, kind: CacheKind = "exact", *, lead: int = 0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        kind: CacheKind = "exact",
+        *,
+        lead: int = 0,
+        room: Room | None = None,
+    ) -> None:
         self.length = 0
         self.extent = 0
+        self.room = room
         self._capacity = capacity
         self._kind = kind
         self._lead = lead
@@ -68,20 +79,30 @@ class SlotCache:
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put the keys and values (1, H, L, D) of the positions after `length` behind those that
         are kept; all that are seen, (1, H, max(length + L, extent), D)."""
-        if layer not in self._layers:
-            shape = (1, key.shape[1], self._capacity, key.shape[3])
-            self._layers[layer] = (key.new_empty(shape), value.new_empty(shape))
-        keys, values = self._layers[layer]
+        keys, values = self._buffers(layer, key, value)
         stop = self.length + key.shape[2]
         keys[:, :, self.length : stop] = key
         values[:, :, self.length : stop] = value
         seen = max(stop, self.extent)
         return keys[:, :, :seen], values[:, :, :seen]
 
+    def _buffers(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.room is not None:
+            return self.room.layer(layer)
+        if layer not in self._layers:
+            shape = (1, key.shape[1], self._capacity, key.shape[3])
+            self._layers[layer] = (key.new_empty(shape), value.new_empty(shape))
+        return self._layers[layer]
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers of each layer that has some."""
+        if self.room is not None:
+            return [self.room.layer(layer) for layer in range(len(self.room.pool.layers))]
+        return [self._layers[layer] for layer in sorted(self._layers)]
+
     def copy(self, start: int, stop: int) -> Tensor:
         """The keys and values of the positions start..stop, (2 * layers, H, stop - start, D)."""
-        pairs = (self._layers[layer] for layer in sorted(self._layers))
-        return torch.cat([each[:, :, start:stop] for pair in pairs for each in pair])
+        return torch.cat([each[:, :, start:stop] for pair in self._pairs() for each in pair])
 
     def load(self, parts: Sequence[Tensor]) -> None:
         """Begin with the positions of `parts`, one after another, as `copy` gave them."""
@@ -93,4 +114,9 @@ class SlotCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the buffers take."""
-        return sum(buffer.nbytes for pair in self._layers.values() for buffer in pair)
+        return sum(buffer.nbytes for pair in self._pairs() for buffer in pair)
+
+    def give_back(self) -> None:
+        """End the use of the buffers, which the request will not come back to."""
+        if self.room is not None:
+            self.room.give_back()

@@ -6,6 +6,8 @@ memory that it was recorded with: so inputs are copied into static buffers, padd
 and outputs are copied out before anything is replayed again. Who sees whom is in tensors, too
 (`segments.py`), so that a recording is good for any mix of canvases.
 
+Keys and values that requests keep lie in a pool that does not move, either (`kept_segments.py`).
+
 What cannot be replayed runs eagerly, by `CapturedForward.way_of`, and is counted. On the CPU
 a recording is the function itself, run again on the same buffers: no faster, but the same path,
 which is how it is tested without a device.
@@ -22,8 +24,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusiongpt.engine.attention_plan import PADDING_SEGMENT, AttentionPlan
-from diffusiongpt.engine.segments import MaskedSegments, Segments, VarlenSegments
+from diffusiongpt.engine.attention_plan import AttentionPlan
+from diffusiongpt.engine.segments import Segments
 
 # Larger forwards keep a device busy by themselves, and a mask over the row is quadratic.
 LARGEST_BUCKET = 2048
@@ -31,13 +33,15 @@ SMALLEST_BUCKET = 64
 # Kernels choose and load themselves in their first runs, which may not be captured.
 _WARM_UPS = 3
 
-# How a forward may run: replayed, or eagerly: nothing is recorded here, it goes on from kept keys
-# and values, it looks at filled positions through shadows, it has more tokens or canvases than any
-# recording, or block limits that the varlen kernel does not know.
+# How a forward may run: replayed, or eagerly: nothing is recorded here, it goes on from keys and
+# values that lie elsewhere than recordings look, keeps none where they reckon with it, looks at
+# filled positions through shadows, has more tokens or canvases than any recording, or block limits
+# that the varlen kernel does not know.
 WAYS = (
     "captured",
     "eager",
     "eager_cache",
+    "eager_uncached",
     "eager_shadows",
     "eager_tokens",
     "eager_canvases",
@@ -138,20 +142,18 @@ class CapturedForward:
     Args:
         forward: token ids and positions (1, T) and segments to hidden states (T, H), without
             asking the device for anything.
-        segments: how attention learns who sees whom.
-        buckets: numbers of tokens, ascending; one recording each, all made now.
-        max_canvases: most segments of a plan.
+        segments: how attention learns who sees whom, for a bucket's number of tokens.
+        buckets: numbers of tokens; one recording each, all made now.
         hidden_size, dtype, device: of what `forward` returns.
     """
 
     def __init__(
         self,
         forward: Forward,
-        segments: type[MaskedSegments] | type[VarlenSegments],
+        segments: Callable[[int], Segments],
         recorder: Recorder,
         *,
         buckets: Sequence[int],
-        max_canvases: int,
         hidden_size: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -165,55 +167,52 @@ class CapturedForward:
         self.recordings: dict[int, Recording] = {}
         self._forward = forward
         self._segments = segments
-        self._max_canvases = max_canvases
         # The largest first: the smaller ones then find their memory in the pool.
         for bucket in sorted(buckets, reverse=True):
-            self.recordings[bucket] = self._record(bucket, recorder, device)
-        self._ascending = sorted(buckets)
+            self.recordings[bucket] = self._record(bucket, recorder)
+        self._ascending = [self.recordings[bucket] for bucket in sorted(buckets)]
 
     @property
     def attention(self) -> str:
         """How recorded forwards attend: "varlen" or "mask"."""
-        return self._segments.name
+        return self._ascending[0].segments.name
 
     def way_of(self, plan: AttentionPlan) -> str:
         """One of WAYS: "captured", or why a forward of this plan must run eagerly."""
-        if any(each is not None for each in plan.caches):
-            return "eager_cache"
-        if any(each is not None for each in plan.shadows):
-            return "eager_shadows"
-        if plan.num_tokens > self._ascending[-1]:
-            return "eager_tokens"
-        if len(plan.lengths) > self._max_canvases:
-            return "eager_canvases"
-        if not self._segments.sees_blocks and plan.has_blocks:
-            return "eager_blocks"
-        return "captured"
+        if self._find(plan) is not None:
+            return "captured"
+        return self._ascending[-1].segments.way_of(plan)
+
+    def _find(self, plan: AttentionPlan) -> Recording | None:
+        """The smallest recording that can hold a plan."""
+        for recording in self._ascending:
+            if recording.segments.way_of(plan) == "captured":
+                return recording
+        return None
 
     def run(
         self, ids: Tensor, position_ids: Tensor, plan: AttentionPlan, wanted: Tensor | None
     ) -> Tensor:
         """Hidden states as `LoadedModel.backbone` gives them, in memory of their own; the plan
         must be one whose way is "captured"."""
-        num_tokens = plan.num_tokens
-        bucket = next(each for each in self._ascending if each >= num_tokens)
-        recording = self.recordings[bucket]
+        num_tokens, recording = plan.num_tokens, self._find(plan)
+        if recording is None:
+            raise ValueError(f"no recording holds this plan: {self.way_of(plan)}")
         for buffer, given in (
             (recording.buffers.ids, ids),
             (recording.buffers.position_ids, position_ids),
         ):
             buffer[:, :num_tokens].copy_(given)
             buffer[:, num_tokens:].zero_()
-        recording.segments.load(plan.padded(bucket))
+        recording.segments.load(plan.padded(recording.segments.num_tokens))
         recording.replay()
         hidden = recording.buffers.hidden[:num_tokens]
         return hidden.clone() if wanted is None else hidden[wanted]  # a copy, either way
 
     @torch.inference_mode(False)
-    def _record(self, bucket: int, recorder: Recorder, device: torch.device) -> Recording:
+    def _record(self, bucket: int, recorder: Recorder) -> Recording:
         buffers = self.buffers.first(bucket)
-        padding = -(-bucket // PADDING_SEGMENT)
-        segments = self._segments(bucket, self._max_canvases + padding, device)
+        segments = self._segments(bucket)
         segments.load(AttentionPlan(lengths=(1,)).padded(bucket))
 
         def run() -> None:

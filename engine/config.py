@@ -36,6 +36,7 @@ class EngineConfig:
             forward then takes about two thirds of the time.
         capture: replay recorded forwards (CUDA graphs); None is on CUDA only, and there only for
             models that `describe.captures_forwards` names. On the CPU it pads and gains nothing.
+            With a cache of settled blocks, memory for all of `cache_budget` is taken at the start.
         quantize: keep the layers' weights in 8 or 4 bits (needs torchao): less memory, not
             less time.
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin

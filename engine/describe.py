@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+from diffusiongpt.engine.captured import LARGEST_BUCKET
 from diffusiongpt.engine.config import PREFIX_CACHE_BYTES, EngineConfig
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.info import ModelInfo
@@ -52,6 +55,11 @@ def token_budget_of(config: EngineConfig, info: ModelInfo) -> int:
     return 4 * info.context_length if config.deterministic else max(8192, info.context_length)
 
 
+def cache_budget_of(config: EngineConfig, info: ModelInfo) -> int:
+    """Positions whose keys and values may be kept: what was asked for, or four token budgets."""
+    return config.cache_budget or 4 * token_budget_of(config, info)
+
+
 def caches_blocks(model: LoadedModel, config: EngineConfig) -> bool:
     """Whether the keys and values of settled blocks are kept."""
     # A shifted model's first logit of a block comes from the last position before it.
@@ -62,9 +70,24 @@ def captures_forwards(model: LoadedModel, config: EngineConfig) -> bool:
     """Whether forwards are recorded and replayed: what was asked for, or where it helps."""
     if config.capture is not None:
         return config.capture
-    # With a cache of settled blocks every forward goes on from kept keys: none could be replayed.
-    fits = not (model.family.is_mixture or config.deterministic or caches_blocks(model, config))
+    fits = not (model.family.is_mixture or config.deterministic)
     return model.device.type == "cuda" and fits
+
+
+def capture_model(model: LoadedModel, config: EngineConfig) -> None:
+    """Record the model's forwards; where nobody asked for that, one that cannot be is served
+    eagerly, and said to be."""
+    kept = cache_budget_of(config, describe_model(model, config))
+    try:
+        model.capture(
+            largest=config.token_budget or LARGEST_BUCKET,
+            max_canvases=config.num_slots,
+            num_kept=kept if caches_blocks(model, config) else 0,
+        )
+    except LoadError as error:
+        if config.capture:
+            raise
+        warnings.warn(f"every forward runs eagerly: {error}", RuntimeWarning, stacklevel=3)
 
 
 def prefix_cache_bytes_of(config: EngineConfig) -> int:

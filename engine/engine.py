@@ -6,7 +6,6 @@ Knows text, token ids and tensors; knows no HTTP. Not thread-safe: one caller tu
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +15,20 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.canvas import Infill
-from diffusiongpt.engine.captured import LARGEST_BUCKET
 from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.describe import (
+    cache_budget_of,
     caches_blocks,
+    capture_model,
     captures_forwards,
     describe_model,
     prefix_cache_bytes_of,
     token_budget_of,
 )
-from diffusiongpt.engine.errors import EngineFailure, LoadError
+from diffusiongpt.engine.errors import EngineFailure
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.intake import Intake
 from diffusiongpt.engine.languages import Language
@@ -94,7 +94,7 @@ class Engine:
         if config.compile:
             loaded.compile()
         if captures_forwards(loaded, config):
-            _capture(loaded, config)
+            capture_model(loaded, config)
         tokenizer = load_tokenizer(
             loaded.folder,
             vocab_size=loaded.vocab_size,
@@ -129,11 +129,12 @@ class Engine:
         return Scheduler(
             table=table,
             token_budget=self._token_budget,
-            cache_budget=config.cache_budget or 4 * self._token_budget,
+            cache_budget=cache_budget_of(config, self.info),
             row_budget=config.row_budget or self._token_budget,
             max_waiting=config.max_waiting,
             uses_cache=caches_blocks(model, config),
             pages=self._new_pages(),
+            pool=model.pool,
             logit_shift=model.logit_shift,
         )
 
@@ -315,14 +316,3 @@ class Engine:
     def _turn(self) -> Iterator[Frame]:
         while not self.is_idle:
             yield from self.step()
-
-
-def _capture(model: LoadedModel, config: EngineConfig) -> None:
-    """Record the model's forwards; where nobody asked for that, one that cannot be is served
-    eagerly, and said to be."""
-    try:
-        model.capture(largest=config.token_budget or LARGEST_BUCKET, max_canvases=config.num_slots)
-    except LoadError as error:
-        if config.capture:
-            raise
-        warnings.warn(f"every forward runs eagerly: {error}", RuntimeWarning, stacklevel=3)

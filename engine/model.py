@@ -18,9 +18,18 @@ from diffusiongpt.engine.config import QuantizeKind
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.families import FamilySpec
 from diffusiongpt.engine.info import AttentionKind
+from diffusiongpt.engine.kernels import (
+    choose_kept,
+    choose_segments,
+    fit_buckets,
+    make_kept,
+    make_plain,
+    new_shape,
+)
 from diffusiongpt.engine.last_layer import narrow_last_layer
+from diffusiongpt.engine.pool import KeyPool
 from diffusiongpt.engine.quantization import quantize_layers
-from diffusiongpt.engine.segments import Segments, choose_segments
+from diffusiongpt.engine.segments import Segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,7 @@ class LoadedModel:
         num_forwards, num_tokens, num_head_rows: work done so far: passes through the backbone,
             tokens in them, rows through the output head.
         ways: forwards by how they ran, one of `captured.WAYS`.
+        pool: where recorded forwards find the keys and values that requests keep, if they do.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class LoadedModel:
         self._narrows = narrow_last_layer(network)
         self._compiled: Callable[..., Any] | None = None
         self._captured: CapturedForward | None = None
+        self.pool: KeyPool | None = None
         self.family = family
         self.name = name
         self.folder = folder
@@ -223,9 +234,13 @@ class LoadedModel:
         positions = torch.arange(48, device=self.device)
         self.backbone(ids, positions[None], self.plan(48), positions[:7])
 
-    def capture(self, *, largest: int, max_canvases: int) -> None:
+    def capture(self, *, largest: int, max_canvases: int, num_kept: int = 0) -> None:
         """Record the backbone for forwards of up to `largest` tokens (or LARGEST_BUCKET) and
         `max_canvases` canvases; other forwards go on as before.
+
+        Args:
+            num_kept: positions of `pool`, which this makes, for a block-causal model whose requests
+                keep their keys there; 0 is none, and canvases are computed whole.
 
         Raises:
             LoadError: the device cannot record this model.
@@ -235,24 +250,40 @@ class LoadedModel:
                 f"capture is on, but {self.name} is a mixture of experts, and which of them run "
                 "is decided anew in every forward"
             )
-        config, has_blocks = self.config, self.attention == "block_causal"
         try:
-            self._captured = CapturedForward(
-                self._run,
-                choose_segments(config, self.dtype, self.device, has_blocks=has_blocks),
-                recorder_for(self.device),
-                buckets=bucket_ladder(largest),
-                max_canvases=max_canvases,
-                hidden_size=config.hidden_size,
-                dtype=self.dtype,
-                device=self.device,
-            )
+            self._captured = self._record(bucket_ladder(largest), max_canvases, num_kept)
         except Exception as error:
+            self.pool = None
             reason = (str(error).strip().splitlines() or [""])[0]
             raise LoadError(
                 f"capture is on, but {self.name} could not be recorded on this "
                 f"{self.device.type}: {type(error).__name__}: {reason}"
             ) from error
+
+    def _record(
+        self, buckets: tuple[int, ...], max_canvases: int, num_kept: int
+    ) -> CapturedForward:
+        config, dtype, device = self.config, self.dtype, self.device
+        if num_kept:
+            blocks = [each for each in (self.block_length, *self.block_lengths) if each]
+            shape = new_shape(config, num_kept, blocks, dtype=dtype, device=device)
+            kept = choose_kept(config, dtype, device)
+            segments = make_kept(kept, max_canvases, shape)
+            buckets = fit_buckets(kept, buckets, shape)
+            self.pool = shape.pool
+        else:
+            has_blocks = self.attention == "block_causal"
+            plain = choose_segments(config, dtype, device, has_blocks=has_blocks)
+            segments = make_plain(plain, max_canvases, device)
+        return CapturedForward(
+            self._run,
+            segments,
+            recorder_for(device),
+            buckets=buckets,
+            hidden_size=config.hidden_size,
+            dtype=dtype,
+            device=device,
+        )
 
     @property
     def captured_attention(self) -> str | None:

@@ -15,6 +15,7 @@ from diffusiongpt.engine.frame import TokenChange
 from diffusiongpt.engine.guides import new_guide
 from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.pages import PageStore
+from diffusiongpt.engine.pool import KeyPool
 from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.running import Running
 from diffusiongpt.engine.slots import SlotTable
@@ -38,6 +39,8 @@ class Scheduler:
         max_waiting: bound of the line.
         uses_cache: whether requests keep the keys and values of their settled blocks.
         pages: settled blocks that requests share, if they do.
+        pool: where exact caches lie, if forwards are recorded; one that finds no place there has
+            memory of its own.
         logit_shift: whether the logits at a position predict the next one.
     """
 
@@ -48,6 +51,7 @@ class Scheduler:
     max_waiting: int
     uses_cache: bool = False
     pages: PageStore | None = None
+    pool: KeyPool | None = None
     logit_shift: bool = False
     waiting: WaitingLine = field(default_factory=WaitingLine)
     running: dict[str, Running] = field(default_factory=dict)
@@ -163,7 +167,8 @@ class Scheduler:
             return
         if not self._keeps_blocks(request):
             return
-        running.cache = SlotCache(capacity)
+        room = None if self.pool is None else self.pool.take(capacity)
+        running.cache = SlotCache(capacity, room=room)
         if self.pages is None or not self._shares_pages(request):
             return
         running.page = self.pages.take(request.prompt)
@@ -243,6 +248,8 @@ class Scheduler:
         running = self.running.pop(request_id, None)
         if running is not None:
             self.table.give_back(running.slot)
+            if running.cache is not None:
+                running.cache.give_back()
             if self.pages is not None and running.page is not None:
                 self.pages.give_back(running.page)
         return running

@@ -10,43 +10,32 @@ Legend: T packed tokens of the row, S segments at most, H heads, D head size.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusiongpt.engine.attention_plan import AttentionPlan
-
-_varlen: Callable[..., Any] | None
-try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen
-except ImportError:  # a build of torch without it
-    _varlen = None
-
-_LARGEST_HEAD = 256
-_AMPERE = (8, 0)
-_VARLEN_OPTIONS = {"scale", "window_size", "enable_gqa"}
+from diffusiongpt.engine.attention_plan import PADDING_SEGMENT, AttentionPlan
+from diffusiongpt.engine.varlen import varlen_attention
 
 
 class Segments(Protocol):
     """What stands in for an `AttentionPlan` in every layer of a recorded forward.
 
     Attributes:
-        name: of the way, as benchmarks show it.
-        num_tokens: T. sees_blocks: whether block-causal plans are among those it can hold.
+        name: of the way, as benchmarks show it. num_tokens: T.
     """
 
     name: str
     num_tokens: int
-    sees_blocks: bool
 
-    def __init__(self, num_tokens: int, num_segments: int, device: torch.device) -> None: ...
+    def way_of(self, plan: AttentionPlan) -> str:
+        """One of `captured.WAYS`: "captured", or why this cannot hold a plan."""
+        ...
 
     def load(self, plan: AttentionPlan) -> None:
-        """Hold a plan of exactly T tokens and at most S segments, without caches."""
+        """Hold a plan of exactly T tokens, which may be padding at its end."""
         ...
 
     def begin(self) -> None:
@@ -66,15 +55,37 @@ class Segments(Protocol):
         ...
 
 
-class MaskedSegments:
+class PlainSegments:
+    """Common to both ways: they hold canvases that see themselves alone."""
+
+    sees_blocks = True
+
+    def __init__(self, num_tokens: int, num_segments: int) -> None:
+        self.num_tokens = num_tokens
+        self._num_segments = num_segments
+
+    def way_of(self, plan: AttentionPlan) -> str:
+        """One of `captured.WAYS`: "captured", or why this cannot hold a plan."""
+        if any(each is not None for each in plan.caches):
+            return "eager_cache"
+        if any(each is not None for each in plan.shadows):
+            return "eager_shadows"
+        if plan.num_tokens > self.num_tokens:
+            return "eager_tokens"
+        padding = -(-(self.num_tokens - plan.num_tokens) // PADDING_SEGMENT)
+        if len(plan.lengths) + padding > self._num_segments:
+            return "eager_canvases"
+        return "eager_blocks" if plan.has_blocks and not self.sees_blocks else "captured"
+
+
+class MaskedSegments(PlainSegments):
     """One call of SDPA a layer, under a mask that is made on the device, once a forward for each
     window that layers have."""
 
     name = "mask"
-    sees_blocks = True
 
     def __init__(self, num_tokens: int, num_segments: int, device: torch.device) -> None:
-        self.num_tokens = num_tokens
+        super().__init__(num_tokens, num_segments)
         self._segment = torch.zeros(num_tokens, dtype=torch.long, device=device)  # (T,)
         self._block = torch.zeros(num_tokens, dtype=torch.long, device=device)  # (T,)
         self._token = torch.arange(num_tokens, device=device)  # (T,)
@@ -127,7 +138,7 @@ class MaskedSegments:
         )
 
 
-class VarlenSegments:
+class VarlenSegments(PlainSegments):
     """One call of PyTorch's varlen kernel a layer, which reads from the device where segments
     end; those that a plan does not have are empty ones at the end."""
 
@@ -135,7 +146,7 @@ class VarlenSegments:
     sees_blocks = False
 
     def __init__(self, num_tokens: int, num_segments: int, device: torch.device) -> None:
-        self.num_tokens = num_tokens
+        super().__init__(num_tokens, num_segments)
         self._ends = torch.zeros(num_segments + 1, dtype=torch.int32, device=device)  # (S + 1,)
 
     def load(self, plan: AttentionPlan) -> None:
@@ -158,44 +169,15 @@ class VarlenSegments:
         window: int | None,
     ) -> Tensor:
         """Attention (1, T, H, D) of heads (1, H, T, D); see `packed_attention`."""
-        if _varlen is None:
-            raise RuntimeError("this PyTorch has no varlen attention")
-        reach = -1 if window is None else window - 1
-        output: Tensor = _varlen(
+        output = varlen_attention(
             query[0].transpose(0, 1),
             key[0].transpose(0, 1),
             value[0].transpose(0, 1),
             self._ends,
             self._ends,
-            self.num_tokens,
-            self.num_tokens,
-            scale=scaling,
-            window_size=(reach, reach),
-            enable_gqa=key.shape[1] != query.shape[1],
+            max_q=self.num_tokens,
+            max_k=self.num_tokens,
+            scaling=scaling,
+            window=window,
         )
         return output[None]
-
-
-def choose_segments(
-    config: Any, dtype: torch.dtype, device: torch.device, *, has_blocks: bool
-) -> type[MaskedSegments] | type[VarlenSegments]:
-    """The varlen kernel where it can do what the model needs, else the mask.
-
-    Args:
-        config: of the class that transformers ships. has_blocks: the model is block-causal.
-    """
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    can = (
-        device.type == "cuda"
-        and _has_varlen()
-        and torch.cuda.get_device_capability(device) >= _AMPERE
-        and dtype in (torch.bfloat16, torch.float16)
-        and size % 8 == 0
-        and size <= _LARGEST_HEAD
-    )
-    return VarlenSegments if can and not has_blocks else MaskedSegments
-
-
-def _has_varlen() -> bool:
-    """Whether this PyTorch has the kernel with all the options that we pass."""
-    return _varlen is not None and (inspect.signature(_varlen).parameters.keys() >= _VARLEN_OPTIONS)

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from itertools import pairwise
 
 import pytest
 import torch
-from torch.nn.attention.varlen import varlen_attn
-from torch.utils._python_dispatch import TorchDispatchMode
+from recordings import DEVICES, AsksNothing, StrictRecorder, answer_all, attend_by_loop
 
 from diffusiongpt.engine import captured as captured_module
 from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.captured import CapturedForward, GraphRecorder, RunAgain, bucket_ladder
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import LoadError
+from diffusiongpt.engine.kernels import choose_segments
 from diffusiongpt.engine.loader import load_model
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.engine.segments import MaskedSegments, VarlenSegments, choose_segments
+from diffusiongpt.engine.segments import MaskedSegments, VarlenSegments
 
 from tiny_models import write_modernbert, write_qwen3
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
 # Several buckets, one canvas and many, a full bucket, and the first mix again at the end.
 MIXES = ((5, 30, 17), (64,), (1, 1, 1, 1), (100, 3), (128,), (2,), (40, 40, 40), (5, 30, 17))
 WRITERS = {"modernbert": write_modernbert, "qwen3": write_qwen3}
@@ -115,30 +104,6 @@ def test_a_canvas_is_alone_in_any_company(folder, device):
     torch.testing.assert_close(both[30:], alone)
 
 
-class AsksNothing(TorchDispatchMode):
-    """Refuses operations whose result the host must wait for: a graph cannot hold them."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket._qualified_op_name.removeprefix("aten::") in (
-            "_local_scalar_dense",
-            "is_nonzero",
-            "equal",
-            "nonzero",
-            "masked_select",
-            "_unique2",
-            "repeat_interleave",
-        ):
-            raise AssertionError(f"{func} asks the device")
-        return func(*args, **(kwargs or {}))
-
-
-class StrictRecorder:
-    def record(self, run):
-        with AsksNothing():
-            run()
-        return run
-
-
 def test_what_is_recorded_never_waits_for_the_device(folder, monkeypatch):
     with pytest.raises(AssertionError, match="asks the device"), AsksNothing():
         torch.ones(1).item()
@@ -161,9 +126,9 @@ def test_a_forward_that_no_recording_holds_runs_eagerly_and_is_counted(tmp_path)
     shadowed = AttentionPlan(lengths=(3, 2), shadows=(None, 0)).padded(64)
     assert forward.way_of(shadowed) == "eager_shadows"
     assert forward.way_of(AttentionPlan(lengths=(3,), block_length=2)) == "captured"
-    forward._segments = VarlenSegments
-    assert forward.way_of(AttentionPlan(lengths=(3, 4), block_lengths=(2, None))) == "eager_blocks"
-    assert forward.way_of(AttentionPlan(lengths=(3, 4), block_lengths=(None, None))) == "captured"
+    varlen = VarlenSegments(64, 8, torch.device("cpu"))
+    assert varlen.way_of(AttentionPlan(lengths=(3, 4), block_lengths=(2, None))) == "eager_blocks"
+    assert varlen.way_of(AttentionPlan(lengths=(3, 4), block_lengths=(None, None))) == "captured"
 
 
 @pytest.mark.parametrize("policy", ["ancestral", "confidence", "remdm"])
@@ -188,38 +153,6 @@ def test_requests_get_the_same_tokens_from_recordings_though_neighbours_leave(
         assert engine.forwards["eager_canvases"] == 0
     assert any(tokens for _, tokens, _, _ in answers[0])
     assert answers[0] == answers[1]
-
-
-def answer_all(engine, policy):
-    """The tokens of six requests of different lengths, two of which are aborted on the way."""
-    requests = [
-        engine.prepare(
-            list(range(10, 11 + 3 * index)),
-            GenerationParams(
-                max_tokens=8 + 4 * index, steps=8, seed=index, policy=policy, ignore_eos=True
-            ),
-        )
-        for index in range(6)
-    ]
-    for request in requests:
-        engine.add(request)
-    frames = []
-    for tick in range(1000):
-        if tick in (3, 5):
-            engine.abort(requests[tick].request_id)
-        if engine.is_idle:
-            break
-        frames += engine.step()
-    return [(each.request_id, each.tokens, each.remasked, each.finish_reason) for each in frames]
-
-
-def test_a_cached_request_runs_eagerly_beside_recordings(tmp_path):
-    engine = Engine.from_pretrained(
-        write_modernbert(tmp_path, block_length=8), dtype="float32", capture=True, token_budget=256
-    )
-    engine.generate([[7, 8, 9]], GenerationParams(max_tokens=16, seed=1))
-    assert engine.forwards["eager_cache"] > 0
-    assert engine.forwards["captured"] == 0
 
 
 def test_the_ladder_is_short_and_holds_the_limit():
@@ -281,27 +214,9 @@ def test_the_kernel_is_varlen_for_sixteen_bits_without_blocks(tmp_path, monkeypa
     assert choose_segments(config, torch.bfloat16, cuda, has_blocks=False) is MaskedSegments
 
 
-def attend_by_loop(query, key, value, *rest, **options):
-    """What varlen_attn's documentation says, one segment after another."""
-    given = inspect.signature(varlen_attn).bind(query, key, value, *rest, **options).arguments
-    ends, (left, right) = given["cu_seq_q"].tolist(), given["window_size"]
-    assert ends == given["cu_seq_k"].tolist()
-    output = torch.full_like(query, torch.nan)
-    for start, stop in pairwise(ends):
-        heads = (each[start:stop].transpose(0, 1) for each in (query, key, value))
-        ahead = torch.arange(stop - start) - torch.arange(stop - start)[:, None]
-        seen = torch.ones_like(ahead, dtype=torch.bool)
-        seen &= (left < 0) | (ahead >= -left)
-        seen &= (right < 0) | (ahead <= right)
-        output[start:stop] = torch.nn.functional.scaled_dot_product_attention(
-            *heads, attn_mask=seen, scale=given["scale"], enable_gqa=given["enable_gqa"]
-        ).transpose(0, 1)
-    return output
-
-
 @pytest.mark.parametrize("window", [None, 1, 5])
 def test_varlen_is_told_of_the_segments_and_the_window_that_the_mask_shows(window, monkeypatch):
-    monkeypatch.setattr("diffusiongpt.engine.segments._varlen", attend_by_loop)
+    monkeypatch.setattr("diffusiongpt.engine.varlen._varlen", attend_by_loop)
     query = torch.randn(1, 4, 64, 32)
     key, value = torch.randn(2, 1, 2, 64, 32)
     outputs = []

@@ -35,6 +35,7 @@ class ToyModel:
     num_tokens: int = 0
     num_head_rows: int = 0
     ways: dict[str, int] = field(default_factory=dict)
+    pool: None = None
 
     name = "toy"
     family = SimpleNamespace(name="toy")

@@ -1,0 +1,105 @@
+"""What tests of recorded forwards have in common: devices, strict recorders, references."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffusiongpt.engine.captured import Replay
+from diffusiongpt.engine.engine import Engine
+from diffusiongpt.engine.params import GenerationParams
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
+
+
+class AsksNothing(TorchDispatchMode):
+    """Refuses operations whose result the host must wait for: a graph cannot hold them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket._qualified_op_name.removeprefix("aten::") in (
+            "_local_scalar_dense",
+            "is_nonzero",
+            "equal",
+            "nonzero",
+            "masked_select",
+            "_unique2",
+            "repeat_interleave",
+        ):
+            raise AssertionError(f"{func} asks the device")
+        return func(*args, **(kwargs or {}))
+
+
+class StrictRecorder:
+    def record(self, run: Replay) -> Replay:
+        with AsksNothing():
+            run()
+        return run
+
+
+def answer_all(engine: Engine, policy: str) -> list[tuple[Any, ...]]:
+    """The tokens of six requests of different lengths, two of which are aborted on the way."""
+    requests = [
+        engine.prepare(
+            list(range(10, 11 + 3 * index)),
+            GenerationParams(
+                max_tokens=8 + 4 * index, steps=8, seed=index, policy=policy, ignore_eos=True
+            ),
+        )
+        for index in range(6)
+    ]
+    for request in requests:
+        engine.add(request)
+    frames = []
+    for tick in range(1000):
+        if tick in (3, 5):
+            engine.abort(requests[tick].request_id)
+        if engine.is_idle:
+            break
+        frames += engine.step()
+    return [(each.request_id, each.tokens, each.remasked, each.finish_reason) for each in frames]
+
+
+def attend_by_loop(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """What varlen_attn's documentation says, one sequence after another: where it is told how many
+    keys are used, it uses so many from each one's beginning."""
+    given = inspect.signature(varlen_attn).bind(query, key, value, *rest, **options).arguments
+    (left, right), starts = given["window_size"], given["cu_seq_k"].tolist()
+    used = [stop - start for start, stop in pairwise(starts)]
+    if "seqused_k" in given:
+        used = given["seqused_k"].tolist()
+    output = torch.full_like(query, torch.nan)
+    sequences = zip(pairwise(given["cu_seq_q"].tolist()), starts, used, strict=False)
+    for (first, stop), start, count in sequences:
+        assert stop - first <= given["max_q"]
+        assert count <= given["max_k"]
+        keys, values = (each[start : start + count].transpose(0, 1) for each in (key, value))
+        ahead = torch.arange(count) - torch.arange(stop - first)[:, None]
+        ahead -= count - (stop - first)  # the last query stands at the last key
+        seen = torch.ones_like(ahead, dtype=torch.bool)
+        seen &= (left < 0) | (ahead >= -left)
+        seen &= (right < 0) | (ahead <= right)
+        output[first:stop] = torch.nn.functional.scaled_dot_product_attention(
+            query[first:stop].transpose(0, 1),
+            keys,
+            values,
+            attn_mask=seen,
+            scale=given["scale"],
+            enable_gqa=given["enable_gqa"],
+        ).transpose(0, 1)
+    return output
