@@ -1,4 +1,5 @@
-"""Which attention a recorded forward has, chosen once at loading by model, type and device."""
+"""Which attention a forward has, recorded or not: chosen once at loading by model, type and
+device, and by the plan where a kernel cannot hold every plan."""
 
 from __future__ import annotations
 
@@ -76,6 +77,29 @@ def fit_buckets(
             f"in every layer, more than {_MOST_GATHERED}"
         )
     return fitting
+
+
+def choose_eager(
+    config: Any, dtype: torch.dtype, device: torch.device
+) -> Callable[[AttentionPlan, KeptShape | None], AttentionPlan | Segments]:
+    """How a forward that is not replayed attends, by its plan and the pool if there is one: by
+    the varlen kernel where it can be used and holds the plan, else by tiles, as plans do."""
+    if not has_varlen(config, dtype, device):
+        return lambda plan, shape: plan
+
+    def by_varlen(plan: AttentionPlan, shape: KeptShape | None) -> AttentionPlan | Segments:
+        ways: list[VarlenSegments | VarlenKept] = [
+            VarlenSegments(plan.num_tokens, len(plan.lengths), device, longest=max(plan.lengths))
+        ]
+        if shape is not None:
+            ways.append(VarlenKept.of_tokens(plan.num_tokens, len(plan.lengths), shape))
+        for way in ways:
+            if way.way_of(plan) == "captured":
+                way.load(plan)
+                return way
+        return plan
+
+    return by_varlen
 
 
 @torch.inference_mode()

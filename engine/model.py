@@ -18,7 +18,9 @@ from diffusiongpt.engine.config import QuantizeKind
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.families import FamilySpec
 from diffusiongpt.engine.info import AttentionKind
+from diffusiongpt.engine.kept_segments import KeptShape, VarlenKept
 from diffusiongpt.engine.kernels import (
+    choose_eager,
     choose_kept,
     choose_segments,
     fit_buckets,
@@ -95,6 +97,8 @@ class LoadedModel:
         self.num_parameters = sum(each.numel() for each in network.parameters())
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device
+        self._attend_eagerly = choose_eager(self.config, self.dtype, self.device)
+        self._kept_shape: KeptShape | None = None  # where the varlen kernel reads ranges of a pool
         self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.num_forwards = 0
         self.num_tokens = 0
@@ -113,7 +117,7 @@ class LoadedModel:
         self.ways[way] += 1
         if self._captured is not None and way == "captured":
             return self._captured.run(ids, position_ids, plan, wanted)
-        return self._run(ids, position_ids, plan, wanted)
+        return self._run(ids, position_ids, self._attend_eagerly(plan, self._kept_shape), wanted)
 
     def _run(
         self,
@@ -253,7 +257,7 @@ class LoadedModel:
         try:
             self._captured = self._record(bucket_ladder(largest), max_canvases, num_kept)
         except Exception as error:
-            self.pool = None
+            self.pool = self._kept_shape = None
             reason = (str(error).strip().splitlines() or [""])[0]
             raise LoadError(
                 f"capture is on, but {self.name} could not be recorded on this "
@@ -271,6 +275,7 @@ class LoadedModel:
             segments = make_kept(kept, max_canvases, shape)
             buckets = fit_buckets(kept, buckets, shape)
             self.pool = shape.pool
+            self._kept_shape = shape if kept is VarlenKept else None
         else:
             has_blocks = self.attention == "block_causal"
             plain = choose_segments(config, dtype, device, has_blocks=has_blocks)

@@ -140,13 +140,25 @@ class MaskedSegments(PlainSegments):
 
 class VarlenSegments(PlainSegments):
     """One call of PyTorch's varlen kernel a layer, which reads from the device where segments
-    end; those that a plan does not have are empty ones at the end."""
+    end; those that a plan does not have are empty ones at the end.
+
+    Args:
+        longest: tokens of the longest segment; None is any.
+    """
 
     name = "varlen"
     sees_blocks = False
 
-    def __init__(self, num_tokens: int, num_segments: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        num_segments: int,
+        device: torch.device,
+        *,
+        longest: int | None = None,
+    ) -> None:
         super().__init__(num_tokens, num_segments)
+        self._longest = longest or num_tokens
         self._ends = torch.zeros(num_segments + 1, dtype=torch.int32, device=device)  # (S + 1,)
 
     def load(self, plan: AttentionPlan) -> None:
@@ -175,8 +187,8 @@ class VarlenSegments(PlainSegments):
             value[0].transpose(0, 1),
             self._ends,
             self._ends,
-            max_q=self.num_tokens,
-            max_k=self.num_tokens,
+            max_q=self._longest,
+            max_k=self._longest,
             scaling=scaling,
             window=window,
         )
