@@ -64,7 +64,12 @@ def complete(frames: Sequence[Frame], canvas: Canvas) -> Completion:
         raise EngineFailure(last.error or "the engine failed")
     if last.finish_reason is None or last.usage is None:
         raise EngineFailure("the request ended without a last frame")
-    committed = {each.position: each for frame in frames for each in frame.committed}
+    committed: dict[int, CommittedToken] = {}
+    for frame in frames:
+        # What takes another's place after the end of a text is not among the commits.
+        for position in (*frame.remasked, *(position for position, _ in frame.tokens)):
+            committed.pop(position, None)
+        committed |= {each.position: each for each in frame.committed}
     tokens = dict(canvas.given)
     tokens |= dict(token for frame in frames for token in frame.tokens)
     end = len(canvas.region) if canvas.is_infill else last.usage.completion_tokens

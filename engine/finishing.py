@@ -12,6 +12,7 @@ from diffusiongpt.engine.text import TextUpdate
 def finish_reason(running: Running, update: TextUpdate) -> FinishReason | None:
     """Why a request is complete after an update of its text; None while it is not."""
     is_whole = running.guide is not None and running.guide.is_complete
+    is_whole = is_whole and running.editable_from is None
     if update.stopped or running.has_ended or is_whole:
         return FinishReason.STOP
     if running.masked or running.is_open or running.has_blocks_left:

@@ -1,7 +1,7 @@
 """Where the guided slots of a batch may commit, and what, as the denoising step needs it.
 
 A guide that goes from left to right opens one position, its frontier; one that goes in any order
-opens every masked position.
+opens every masked position, and where a policy looks back at filled ones, keeps these in bounds.
 
 Legend: A slots of the batch, W positions of the widest block, G guided slots, V vocabulary, N
 drawn tokens, R rows of the head.
@@ -26,6 +26,7 @@ class Frontier:
     Args:
         guides: of every slot of the batch, None where it has no constraint.
         blocks: of every slot, the completion's positions start..stop that its block has.
+        looks_back: of every slot, whether its policy looks at filled positions.
         width: positions of the widest block.
         vocab_size: rows of the head's output.
     """
@@ -34,6 +35,7 @@ class Frontier:
         self,
         guides: Sequence[Guide | None],
         blocks: Sequence[tuple[int, int]],
+        looks_back: Sequence[bool],
         *,
         width: int,
         vocab_size: int,
@@ -45,16 +47,20 @@ class Frontier:
         number = [[-1] * width for _ in guides]
         sets: dict[int, int] = {}
         for row, (guide, (start, stop)) in enumerate(zip(guides, blocks, strict=True)):
-            for position, allowed in guide.open_sets(start, stop).items() if guide else ():
+            if guide is None:
+                continue
+            open_sets = guide.open_sets(start, stop)
+            if guide.is_in_order:
+                frontier[row] = max((each - start for each in open_sets), default=-1)
+            held_sets = guide.held_sets(start, stop) if looks_back[row] else {}
+            for position, allowed in (open_sets | held_sets).items():
                 number[row][position - start] = sets.setdefault(allowed, len(sets))
-                if guide is not None and guide.is_in_order:
-                    frontier[row] = position - start
         self._column = torch.tensor(frontier, device=device)  # (A,)
         self._number = torch.tensor(number, device=device)  # (A, W) which of the sets
         self._allowed = _as_mask(list(sets), vocab_size).to(device)  # (G, V)
 
     def restrict(self, logits: Tensor, row: Tensor, column: Tensor) -> None:
-        """Leave only what is allowed at open positions among `column` (R,) of slots `row` (R,),
+        """Leave only what is allowed at guided positions among `column` (R,) of slots `row` (R,),
         in their logits (R, V), in place."""
         number = self._number[row, column]
         where = (number >= 0).nonzero()[:, 0]
@@ -68,6 +74,15 @@ class Frontier:
         frontier = self._column[:, None]
         run = (chosen | (column <= frontier)).to(torch.int8).cumprod(dim=1).bool()
         return torch.where(frontier >= 0, run & (column >= frontier), chosen)
+
+    def release(self, remasked: Tensor) -> None:
+        """Tell the guides which filled positions (A, W) are masked again."""
+        positions: dict[int, list[int]] = {}
+        for row, column in remasked.nonzero().tolist():
+            positions.setdefault(row, []).append(self._blocks[row][0] + column)
+        for row, theirs in positions.items():
+            if (guide := self._guides[row]) is not None:
+                guide.release(theirs)
 
     def accept(self, row: Tensor, column: Tensor, token_id: Tensor, sureness: Tensor) -> Tensor:
         """Which tokens (N,), drawn at `column` (N,) of slots `row` (N,) from left to right, are

@@ -98,6 +98,15 @@ class Guide:
         count = self.accept(tokens)
         return [index < count for index in range(len(tokens))]
 
+    def held_sets(self, start: int, stop: int) -> dict[int, int]:
+        """Nothing may take the place of what is committed."""
+        return {}
+
+    def release(self, positions: Sequence[int]) -> None:
+        """What is committed stays; requests that would take it back are refused."""
+        if positions:
+            raise ValueError(f"a text from left to right keeps its tokens, got {list(positions)}")
+
     def take_forced_in(self, start: int, stop: int, most: int) -> list[tuple[int, int]]:
         """Commit tokens from the frontier on, `most` of them, as long as there is no choice."""
         first = self.position

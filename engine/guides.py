@@ -42,6 +42,15 @@ class Guide(Protocol):
         """
         ...
 
+    def held_sets(self, start: int, stop: int) -> dict[int, int]:
+        """Of each filled position among start..stop whose token must be kept within a language
+        the tokens that could stand there, its own among them."""
+        ...
+
+    def release(self, positions: Sequence[int]) -> None:
+        """Put the mask back on filled positions."""
+        ...
+
     def take_forced_in(self, start: int, stop: int, most: int) -> list[tuple[int, int]]:
         """Commit what has no alternative among start..stop, `most` of it: (position, token)."""
         ...

@@ -164,22 +164,31 @@ def _languages_of_holes(
 
 
 def _check_hole(hole: tuple[int, int], language: Language, num_holes: int) -> None:
-    kind, shortest, length = language.constraint.kind, len(language.shortest), hole[1] - hole[0]
-    because = (
-        f"; it goes in no other order, because {why}" if (why := language.why_in_order) else ""
-    )
+    length = hole[1] - hole[0]
     if language.is_in_order and num_holes > 1:
         raise InvalidRequest(
-            f"this {kind} is written from left to right and takes one hole, "
-            f"got {num_holes} of them{because}",
+            f"this {language.constraint.kind} is written from left to right and takes one hole, "
+            f"got {num_holes} of them{_why_in_order(language)}",
             "constraint",
         )
-    if length < shortest:
+    if length < len(language.shortest):
         raise InvalidRequest(
-            f"a hole's length must be at least {shortest}, the length of the shortest text of this "
-            f"{kind} that was found, got {length}",
-            "prompt",
+            f"a hole's length must be {_room_for(language)}, got {length}", "prompt"
         )
+
+
+def _why_in_order(language: Language) -> str:
+    why = language.why_in_order
+    return f"; it goes in no other order, because {why}" if why else ""
+
+
+def _room_for(language: Language) -> str:
+    """What a length must be; an automaton knows its shortest text."""
+    found = " that was found" if language.is_in_order else ""
+    return (
+        f"at least {len(language.shortest)}, the length of the shortest text of this "
+        f"{language.constraint.kind}{found}"
+    )
 
 
 def _see_the_whole_canvas(params: GenerationParams, info: ModelInfo) -> GenerationParams:
@@ -242,15 +251,16 @@ def _prepare(
     _check_bias(params, info)
     language = next((each for each in languages if each is not None), None)
     constraint = params.constraint if language is None else language.constraint
-    params = fill_defaults(params, info, is_constrained=constraint is not None)
+    in_order = next((each for each in languages if each is not None and each.is_in_order), None)
+    params = fill_defaults(
+        params, info, is_constrained=constraint is not None, in_any_order=in_order is None
+    )
     policy = resolve_policy(params, info)
     if constraint is not None:
-        _check_constraint(params, policy, constraint.kind)
+        _check_constraint(params, policy, constraint.kind, in_order)
     if language is not None and len(language.shortest) > params.max_tokens:
         raise InvalidRequest(
-            f"max_tokens must be at least {len(language.shortest)}, the length of the shortest "
-            f"text of this {language.constraint.kind} that was found, got {params.max_tokens}",
-            "max_tokens",
+            f"max_tokens must be {_room_for(language)}, got {params.max_tokens}", "max_tokens"
         )
     if params.gap is not None and params.gap > MAX_GAP:
         raise InvalidRequest(f"gap must be in 1..{MAX_GAP}, got {params.gap}", "gap")
@@ -310,16 +320,21 @@ def _check_draft(
 
 
 def fill_defaults(
-    params: GenerationParams, info: ModelInfo, *, is_constrained: bool = False
+    params: GenerationParams,
+    info: ModelInfo,
+    *,
+    is_constrained: bool = False,
+    in_any_order: bool = True,
 ) -> GenerationParams:
     """Replace what the request leaves open by the model's defaults, and draw a seed."""
     defaults = info.defaults
-    if is_constrained:
-        # What is committed stays, and the commits of a step are neighbours.
-        params = params.replace(
-            edits=False if params.edits is None else params.edits,
-            gap=1 if params.gap is None else params.gap,
-        )
+    if is_constrained and params.gap is None:
+        # Commits of a step may be neighbours.
+        params = params.replace(gap=1)
+    if not in_any_order and params.edits is None:
+        # What is committed stays, unless a policy is named that changes it, which is refused.
+        asks_for_edits = params.policy is not None and PRESETS[params.policy].revises
+        params = params if asks_for_edits else params.replace(edits=False)
     filled: dict[str, object] = {
         name: getattr(defaults, name)
         for name in ("policy", "temperature", "top_p", "top_k", "gap", "edits")
@@ -365,11 +380,14 @@ def _check_bias(params: GenerationParams, info: ModelInfo) -> None:
             )
 
 
-def _check_constraint(params: GenerationParams, policy: Policy, kind: ConstraintKind) -> None:
-    if policy.revises:
+def _check_constraint(
+    params: GenerationParams, policy: Policy, kind: ConstraintKind, in_order: Language | None
+) -> None:
+    if policy.revises and in_order is not None:
         raise InvalidRequest(
-            f"a {kind} needs what is committed to stay, and policy={params.policy!r} with "
-            f"edits={params.edits!r} changes it; take a policy that revises nothing",
+            f"this {kind} is written from left to right, where what is committed stays, and "
+            f"policy={params.policy!r} with edits={params.edits!r} changes it; take a policy that "
+            f"revises nothing{_why_in_order(in_order)}",
             "policy",
         )
     if params.draft is not None:

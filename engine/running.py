@@ -198,14 +198,28 @@ class Running:
 
     def record(self, changes: Sequence[TokenChange]) -> None:
         """Keep how the tokens of this step came about, for the next frame."""
+        gone = {
+            position
+            for position, token_id, _ in changes
+            if token_id is None or self.is_past_end(position)
+        }
+        self._forget(gone)
         for position, token_id, confidence in changes:
-            if token_id is None or self.is_past_end(position):
+            if token_id is None or position in gone:
                 continue
             log_prob = math.log(max(confidence, LEAST_PROBABILITY))
             self.recorded.append(
                 CommittedToken(token_id, position, log_prob, self.step, self.num_recorded)
             )
             self.num_recorded += 1
+
+    def _forget(self, positions: set[int]) -> None:
+        """Drop what was recorded of positions that nobody reads any more."""
+        if positions and self.request.policy.revises:
+            self.recorded = [each for each in self.recorded if each.position not in positions]
+            self.unsent_logprobs = [
+                each for each in self.unsent_logprobs if each.position not in positions
+            ]
 
     def is_past_end(self, position: int) -> bool:
         """Whether what stands at a position follows the end of a text: no reader sees it, and

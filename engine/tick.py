@@ -176,6 +176,7 @@ class Ticker:
         return Frontier(
             guides,
             [running.block_span for running in batch],
+            [running.request.policy.looks_back for running in batch],
             width=width,
             vocab_size=self._model.vocab_size,
             device=str(self._scheduler.table.ids.device),

@@ -32,6 +32,8 @@ class Ledger:
 
         Of an infill, what a stop string has cut off is never told.
         """
+        for position in (*frame.remasked, *(position for position, _ in frame.tokens)):
+            self._waiting.pop(position, None)
         self._waiting |= {each.position: each for each in frame.logprobs}
         settled = range(self._num_taken, frame.settled)
         self._num_taken = max(self._num_taken, frame.settled)

@@ -23,7 +23,12 @@ from tiny_models import write_modernbert
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from toy_models import ToyModel
 
-SECTION = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [MASK]}
+SECTION = {
+    "mask_token_id": MASK,
+    "stop_token_ids": [IM_END],
+    "never_emit_token_ids": [MASK],
+    "can_edit": True,
+}
 DATE = Constraint(kind="regex", source=r"\d{4}-\d{2}-\d{2}")
 PERSON = Constraint(
     kind="json_schema",
@@ -156,7 +161,6 @@ def test_greedy_and_biased_draws_are_kept_within_the_language(engine: Engine):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"policy": "remdm", "steps": 9}, "a regex needs what is committed to stay, and policy="),
         ({"stop": ("-",)}, "stop must be absent, because a stop string would cut the text"),
         ({"ignore_eos": True}, "ignore_eos must be false"),
     ],
@@ -166,6 +170,23 @@ def test_what_contradicts_a_constraint_is_refused(
 ):
     with pytest.raises(InvalidRequest, match=sentence):
         engine.prepare(PROMPT, GenerationParams(max_tokens=20, constraint=DATE, **fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"policy": "remdm", "steps": 9},
+        {"policy": "wino"},
+        {"policy": "random", "edits": True},
+    ],
+)
+def test_what_is_written_from_left_to_right_is_not_revised(engine: Engine, fields: dict[str, Any]):
+    large = Constraint(kind="regex", source=r"\w{1,40}!")
+    for constraint in (OPEN_PERSON, large):
+        params = GenerationParams(max_tokens=40, constraint=constraint, **fields)
+        sentence = f"this {constraint.kind} is written from left to right, where what is committed"
+        with pytest.raises(InvalidRequest, match=sentence):
+            engine.prepare(PROMPT, params)
 
 
 def test_the_text_of_one_hole_can_be_constrained(engine: Engine):

@@ -34,6 +34,7 @@ SCHEMA = {
     "required": ["colour", "count"],
     "additionalProperties": False,
 }
+OBJECT = {"type": "json_object"}
 STRICT = {
     "type": "json_schema",
     "json_schema": {"name": "a_thing", "schema": SCHEMA, "strict": True},
@@ -231,9 +232,10 @@ for _ in range(150):
         ({"response_format": STRICT, "max_tokens": 3}, "max_tokens", "must be at least"),
         ({"response_format": STRICT, "stop": "}"}, "stop", "would cut the text"),
         (
-            {"response_format": STRICT, "diffusion": {"policy": "remdm", "steps": 9}},
+            {"response_format": OBJECT, "diffusion": {"policy": "remdm", "steps": 9}},
             "diffusion.policy",
-            "a json_schema needs what is committed to stay, and policy='remdm'",
+            "this json_object is written from left to right, where what is committed stays, and "
+            "policy='remdm'",
         ),
     ],
 )
