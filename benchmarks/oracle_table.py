@@ -1,10 +1,11 @@
 """Every policy against a denoiser that knows the exact posterior of a Markov chain.
 
 Prints a table: forwards per answer, negative log-likelihood in nats per token beside the
-chain's own, and the total variation of the bigrams beside its noise floor. A sampler that draws
-from the model's law is at both; a gain in likelihood alone is not a gain.
+chain's own, and the total variation of the bigrams beside its noise floor, each with its standard
+error (of the second by redrawing the answers). A sampler that draws from the model's law is at
+both; a gain in likelihood alone is not a gain.
 
-    python benchmarks/oracle_table.py [--num 1000]
+    python benchmarks/oracle_table.py [--num 1000] [--only wino]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engine"))
 from toy_models import MarkovModel, markov_chain, toy_engine
 
 LENGTH = 32
+NUM_REDRAWN = 200
 ROWS: tuple[dict[str, object], ...] = (
     {"policy": "ancestral"},
     {"policy": "ancestral", "steps": 16},
@@ -47,6 +49,7 @@ ROWS: tuple[dict[str, object], ...] = (
     {"policy": "random", "steps": 8, "edits": EditParams(threshold=0.5, max_rounds=4)},
     {"policy": "random", "steps": 8, "edits": EditParams(threshold=1.0, doubt=0.1, max_rounds=4)},
     {"policy": "verify"},
+    {"policy": "threshold", "threshold": 0.3, "block_length": 8},
     {"policy": "wino", "threshold": 0.3, "block_length": 8},
     {"policy": "p2", "steps": 16},
     {"policy": "ancestral", "steps": 32},
@@ -66,13 +69,19 @@ def sample(model: MarkovModel, num: int, fields: dict[str, object]) -> tuple[Ten
     return torch.tensor([each.token_ids for each in done]), nfe
 
 
-def total_variation(model: MarkovModel, chains: Tensor) -> float:
-    """Distance of the bigram frequencies from the chain's own."""
+def total_variation(model: MarkovModel, chains: Tensor) -> tuple[float, float]:
+    """Distance of the bigram frequencies from the chain's own, and its standard error: how much it
+    varies over sets of as many chains, redrawn from these."""
     exact = (model.stationary[:, None] * model.transition).flatten()
-    states = model.transition.shape[0]
-    pairs = (chains[:, :-1] * states + chains[:, 1:]).flatten()
-    counts = torch.bincount(pairs, minlength=states**2)
-    return 0.5 * (counts / counts.sum() - exact).abs().sum().item()
+    states, num = model.transition.shape[0], len(chains)
+    pairs = chains[:, :-1] * states + chains[:, 1:]
+    counts = torch.zeros(num, states**2, dtype=exact.dtype)
+    counts.scatter_add_(1, pairs, torch.ones_like(pairs, dtype=exact.dtype))
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(num, (NUM_REDRAWN, num), generator=generator)
+    sets = torch.stack([counts.sum(dim=0), *(counts[each].sum(dim=0) for each in drawn)])
+    distance = 0.5 * (sets / sets.sum(dim=1, keepdim=True) - exact).abs().sum(dim=1)
+    return distance[0].item(), distance[1:].std().item()
 
 
 def table_row(model: MarkovModel, name: str, nfe: float | None, chains: Tensor) -> str:
@@ -80,8 +89,9 @@ def table_row(model: MarkovModel, name: str, nfe: float | None, chains: Tensor) 
     loss = model.negative_log_likelihood(chains)
     error = (loss.var() / len(loss)).sqrt()
     forwards = "" if nfe is None else f"{nfe:.1f}"
-    distance = total_variation(model, chains)
-    return f"| {name} | {forwards} | {loss.mean():.3f} ± {error:.3f} | {distance:.3f} |"
+    distance, spread = total_variation(model, chains)
+    columns = (name, forwards, f"{loss.mean():.3f} ± {error:.3f}", f"{distance:.3f} ± {spread:.3f}")
+    return f"| {' | '.join(columns)} |"
 
 
 def describe(fields: dict[str, object]) -> str:

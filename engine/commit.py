@@ -18,8 +18,8 @@ from diffusiongpt.engine.sampling import RowStatistics
 class PolicyRows:
     """The parameters of each slot's policy, (A,) each; see `policies.Policy`.
 
-    `adaptive` and `timed` are bool, `gap` and `stable` are int64, the rest float32;
-    `log_threshold` is the logarithm of the probability threshold.
+    `adaptive` and `timed` are bool, `gap`, `stable`, `max_per_step` and `max_least` are int64, the
+    rest float32; `log_threshold` is the logarithm of the probability threshold.
     """
 
     confidence: Tensor
@@ -31,6 +31,9 @@ class PolicyRows:
     log_threshold: Tensor
     factor: Tensor
     entropy_bound: Tensor
+    max_per_step: Tensor
+    max_share: Tensor
+    max_least: Tensor
     adaptive: Tensor
     timed: Tensor
     stable: Tensor
@@ -89,8 +92,9 @@ def choose_positions(
     order = (rank + width * tier).argsort(dim=-1, stable=True)
     allowed = spaced if steady is None else spaced & steady
     passed = within_gates(policy, statistics, hitting, allowed, order, time)
-    in_order = torch.arange(width, device=order.device) < at_least[:, None]
-    chosen_in_order = passed | in_order
+    place = torch.arange(width, device=order.device)
+    passed &= place < most_commits(policy, candidate.sum(dim=1))[:, None]
+    chosen_in_order = passed | (place < at_least[:, None])
     chosen = torch.zeros_like(candidate).scatter_(1, order, chosen_in_order)
     return chosen & candidate
 
@@ -120,6 +124,14 @@ def within_gates(
         & (~policy.timed[:, None] | (hitting.gather(1, order) >= time[:, None]))
     )
     return gates.to(torch.int8).cumprod(dim=-1).bool()
+
+
+def most_commits(policy: PolicyRows, num_candidates: Tensor) -> Tensor:
+    """How many positions the gates may let pass (A,), min(max(share n, least), most) of n (A,)
+    candidates (WINO, arXiv 2507.18578)."""
+    share = (policy.max_share * num_candidates).long().maximum(policy.max_least)
+    is_limited = policy.max_per_step > 0
+    return torch.where(is_limited, share.minimum(policy.max_per_step), num_candidates)
 
 
 def ranks(score: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ be revised: edited, or masked again (`revise.py`).
 |---------------|--------------|-------------------------------------------------|------------|
 | joint         | threshold    | edits: what is surely another token             | 2602.08676 |
 | verify        | threshold    | masks again what a look at the full block doubts| 2505.23842 |
-| wino          | threshold    | masks again, in each step, what the rest of the | 2507.18578 |
-|               |              | canvas doubts (leave-one-out, by shadows)       |            |
+| wino          | threshold, 20| masks again, in each step, what the rest of the | 2507.18578 |
+|               | at most      | canvas doubts (leave-one-out, by shadows)       |            |
 | p2            | confidence   | keeps the best of all positions, filled or not  | 2502.03540 |
 | remdm         | ancestral    | masks again by coins, at most a share `remask`  | 2503.00307 |
 | remdm_rescale | ancestral    | the same, a share of the most that may be       | 2503.00307 |
@@ -72,6 +72,9 @@ class Policy:
             greedy parallel commits equal greedy ones one by one (Fast-dLLM, theorem 1).
         entropy_bound: commit while the summed entropy of the chosen, less its maximum, is at
             most this many nats.
+        max_per_step: the gates let at most this many positions pass in a step; 0 is no limit. Nor
+            do they let more pass than the share `max_share` of the block's masked positions,
+            rounded down, but `max_least` in any case.
         stable: commit only where the most likely token was the same in this many steps in a
             row, this one included.
         single: one commit a step, whatever the budget.
@@ -84,7 +87,8 @@ class Policy:
             this probability.
         shadowed: look at a filled position through a shadow, a mask at its place that sees all but
             its token (WINO); then any model will do. What is doubted is masked again in every
-            step, the least likely first, and one fewer than the step commits.
+            step that commits several, the least likely first, and one fewer than the step before
+            committed, so that the block fills.
         planned: keep the best of all positions by their probability, as many as the step budget
             says; the others are masked again. Rank by confidence.
         remask: eta, the share of filled positions that a step masks again at most, by coins;
@@ -105,6 +109,9 @@ class Policy:
     threshold: float = -INFINITY
     factor: float = INFINITY
     entropy_bound: float = INFINITY
+    max_per_step: int = 0
+    max_share: float = 1.0
+    max_least: int = 0
     stable: int = 0
     single: bool = False
     timed: bool = False
@@ -173,7 +180,16 @@ PRESETS: Mapping[str, Policy] = MappingProxyType(
             confidence=1.0, threshold=0.7, adaptive=True, edit_threshold=0.5, max_rounds=16
         ),
         "verify": Policy(confidence=1.0, threshold=0.6, adaptive=True, doubt=0.1, max_rounds=4),
-        "wino": Policy(confidence=1.0, threshold=0.6, adaptive=True, doubt=0.9, shadowed=True),
+        "wino": Policy(
+            confidence=1.0,
+            threshold=0.6,
+            adaptive=True,
+            max_per_step=20,
+            max_share=0.7,
+            max_least=5,
+            doubt=0.9,
+            shadowed=True,
+        ),
         "p2": Policy(confidence=1.0, planned=True),
         "remdm": Policy(hitting_time=1.0, timed=True, remask=0.008),
         "remdm_rescale": Policy(hitting_time=1.0, timed=True, remask=0.015, remask_rescaled=True),

@@ -64,7 +64,7 @@ def choose_doubted(
 ) -> Tensor:
     """Filled positions (A, W) whose token has too little probability: of a full block all, of
     another one, where shadows are cast, at most so many (A,), the least likely first (WINO,
-    arXiv 2507.18578: what is masked again is one less than what is committed)."""
+    arXiv 2507.18578)."""
     doubted = filled & (statistics.log_held < revision.log_doubt[:, None])
     rank = ranks((-statistics.log_held).masked_fill(~doubted, -torch.inf))
     within = revision.shadowed[:, None] & (rank < most[:, None])

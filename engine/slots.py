@@ -29,6 +29,7 @@ class SlotIntegers:
 
     `length` is the completion's; `step` counts the current block's denoising steps and `steps` is
     its budget; `round` counts how often the block was looked at again when it was full;
+    `num_committed` is what the step before committed in it;
     `block_start` and `block_end` are canvas positions; those in `_FLAGS` are 0 or 1.
     """
 
@@ -40,6 +41,8 @@ class SlotIntegers:
     blind: int
     adaptive: int
     timed: int
+    max_per_step: int
+    max_least: int
     stable: int
     looks_back: int
     shadowed: int
@@ -52,6 +55,7 @@ class SlotIntegers:
     step: int = 0
     steps: int = 0
     round: int = 0
+    num_committed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,7 @@ class SlotReals:
     log_threshold: float
     factor: float
     entropy_bound: float
+    max_share: float
     log_edit_threshold: float
     log_edit_margin: float
     log_doubt: float
@@ -95,8 +100,8 @@ _FLAGS = (
 )
 _INTEGERS = {field.name: column for column, field in enumerate(fields(SlotIntegers))}
 _REALS = {field.name: column for column, field in enumerate(fields(SlotReals))}
-_BLOCK = slice(_INTEGERS["block_start"], _INTEGERS["round"] + 1)
-_PROGRESS = [_INTEGERS["step"], _INTEGERS["round"]]
+_BLOCK = slice(_INTEGERS["block_start"], _INTEGERS["num_committed"] + 1)
+_PROGRESS = [_INTEGERS["step"], _INTEGERS["round"], _INTEGERS["num_committed"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class SlotRows:
     step: Tensor
     steps: Tensor
     round: Tensor
+    num_committed: Tensor
     temperature: Tensor
     top_p: Tensor
     min_p: Tensor
@@ -209,7 +215,7 @@ class SlotTable:
 
     def enter_block(self, slot: int, start: int, end: int, steps: int) -> None:
         """Point a slot at the block of canvas positions start..end, to be filled in `steps`."""
-        block = torch.tensor([start, end, 0, steps, 0], device=self.ids.device)
+        block = torch.tensor([start, end, 0, steps, 0, 0], device=self.ids.device)
         self.integers[slot, _BLOCK] = block
 
     def note_state(self, slot: int, start: int, end: int) -> None:
@@ -256,9 +262,13 @@ class SlotTable:
         self.last_top[slot, position] = -1
         self.credit[slot, position] = 0.0
 
-    def set_progress(self, slots: Tensor, step: Tensor, round: Tensor) -> None:
-        """Record the step and the round (A,) that each slot (A,) has reached in its block."""
-        self.integers[slots[:, None], _PROGRESS] = torch.stack([step, round], dim=1)
+    def set_progress(
+        self, slots: Tensor, step: Tensor, round: Tensor, num_committed: Tensor
+    ) -> None:
+        """Record the step and the round (A,) that each slot (A,) has reached in its block, and what
+        this step committed there."""
+        progress = torch.stack([step, round, num_committed], dim=1)
+        self.integers[slots[:, None], _PROGRESS] = progress
 
     def rows(self, slots: Sequence[int]) -> SlotRows:
         """The scalars of the given slots, in their order."""

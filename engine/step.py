@@ -176,7 +176,7 @@ def denoise(
         remasked_position = grid.position[remasked_row, column]
         table.mask_again(rows.slot[remasked_row], remasked_position)
         is_open, round = _review(table, rows, grid, is_open, step)
-    table.set_progress(rows.slot, step, round)
+    table.set_progress(rows.slot, step, round, chosen.sum(dim=1))
     return Commits(
         row=row,
         position=position,
@@ -373,7 +373,9 @@ def _revise(
     confidence = table.confidence[rows.slot[:, None], grid.position]
     remasked = toss_remasks(rows.revision, chance, confidence, grid.filled, coin)
     is_full = ~grid.masked.any(dim=1)
-    most = torch.where(step < rows.steps, chosen.sum(dim=1) - 1, 0)
+    # One fewer than the step before committed, so that the block fills.
+    may_remask = (step < rows.steps) & (chosen.sum(dim=1) > 1)
+    most = torch.where(may_remask, rows.num_committed - 1, 0)
     remasked |= choose_doubted(rows.revision, statistics, grid.filled, is_full, most)
     remasked |= grid.filled & planned & ~kept
     chosen = torch.where(planned, kept & grid.masked, chosen)

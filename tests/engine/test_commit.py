@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -14,6 +15,8 @@ from diffusiongpt.engine.commit import PolicyRows, choose_positions, commits_due
 from diffusiongpt.engine.history import earn_credit
 from diffusiongpt.engine.policies import PRESETS, Policy
 from diffusiongpt.engine.sampling import RowStatistics
+
+HALF = {"max_share": 0.5, "max_least": 3}
 
 
 def policy_rows(policies: list[Policy], gaps: list[int]) -> PolicyRows:
@@ -30,6 +33,9 @@ def policy_rows(policies: list[Policy], gaps: list[int]) -> PolicyRows:
         log_threshold=column("threshold").clamp(min=0).log(),
         factor=column("factor"),
         entropy_bound=column("entropy_bound"),
+        max_per_step=column("max_per_step").long(),
+        max_share=column("max_share"),
+        max_least=column("max_least").long(),
         adaptive=column("adaptive").bool(),
         timed=column("timed").bool(),
         stable=column("stable").long(),
@@ -67,6 +73,9 @@ def reference(
     ]
     order = spaced + [i for i in ranked if i not in spaced]
     chosen: list[int] = []
+    limit = len(candidates)
+    if policy.max_per_step:
+        limit = min(max(int(policy.max_share * limit), policy.max_least), policy.max_per_step)
     if policy.adaptive or policy.timed:
         entropies: list[float] = []
         for i in order:
@@ -78,6 +87,7 @@ def reference(
                 and (len(entropies) + 1) * (1 - math.exp(rows[i]["log_top"])) < policy.factor - 1e-6
                 and sum(entropies) - max(entropies) <= policy.entropy_bound + 1e-6
                 and (not policy.timed or rows[i]["hitting"] >= time)
+                and len(chosen) < limit
             )
             if not holds:
                 break
@@ -105,7 +115,8 @@ def test_choosing_matches_the_plain_loop(name: str, data: st.DataObject):
     steady = torch.rand(num_slots, width, generator=generator) < data.draw(
         st.sampled_from([0.5, 1.0])
     )
-    policy = PRESETS[name]
+    limits = data.draw(st.sampled_from([{}, {"max_per_step": 2}, {"max_per_step": 7} | HALF]))
+    policy = dataclasses.replace(PRESETS[name], **limits)
     chosen = choose_positions(
         policy_rows([policy] * num_slots, [gap, 1, gap]),
         RowStatistics(

@@ -191,10 +191,11 @@ def test_verifying_equals_the_plain_loop(length: int, doubt: float, max_rounds: 
 
 def plain_wino(
     model: HashModel, length: int, threshold: float, doubt: float, steps: int
-) -> tuple[list[int], int]:
-    """Greedy: fill by threshold, and mask again what the rest of the canvas doubts, one fewer."""
+) -> tuple[list[int], int, int]:
+    """Greedy: fill by threshold, 20 at a time at most, and mask again what the rest of the canvas
+    doubts, one fewer than the step before filled. Counts what was masked again, and forwards."""
     mask = model.mask_token_id
-    ids, step, num_remasked = [mask] * length, 0, 0
+    ids, step, num_remasked, last_accept, nfe = [mask] * length, 0, 0, 30, 0
     while mask in ids:
         top, best = probabilities(model, ids).max(dim=-1)
         held = {
@@ -206,18 +207,25 @@ def plain_wino(
         due = -(-len(masked) // max(steps - step, 1))
         step = min(step + 1, steps)
         ranked = sorted(masked, key=lambda i: (-top[i].item(), i))
-        chosen = {*ranked[:due], *(i for i in masked if top[i] > threshold)}
+        max_accept = min(max(int(len(masked) * 0.7), 5), 20)
+        accepted = [i for i in ranked if top[i] > threshold][:max_accept]
+        chosen = {*ranked[:due], *accepted}
         doubted = sorted((i for i in held if held[i] < doubt), key=lambda i: (held[i], i))
-        for i in doubted[: len(chosen) - 1 if step < steps else 0]:
-            ids[i] = mask
-            num_remasked += 1
+        if len(doubted) >= last_accept:
+            doubted = doubted[: last_accept - 1]
+        if len(chosen) > 1 and step < steps:
+            for i in doubted:
+                ids[i] = mask
+            num_remasked += len(doubted)
         for i in chosen:
             ids[i] = int(best[i])
-    return ids, num_remasked
+        last_accept = len(chosen)
+        nfe += 1
+    return ids, num_remasked, nfe
 
 
-@pytest.mark.parametrize("length", [1, 5, 12])
-@pytest.mark.parametrize("threshold", [0.26, 0.3])
+@pytest.mark.parametrize("length", [1, 5, 12, 40])
+@pytest.mark.parametrize("threshold", [0.1, 0.26, 0.3])
 @pytest.mark.parametrize("steps", [None, 5])
 def test_wino_equals_the_plain_loop(length: int, threshold: float, steps: int | None):
     steps = None if steps is None else min(steps, length)
@@ -226,9 +234,10 @@ def test_wino_equals_the_plain_loop(length: int, threshold: float, steps: int | 
         max_tokens=length, policy="wino", threshold=threshold, steps=steps, temperature=0.0
     )
     done = toy_engine(model).generate([[]], params)[0]
-    expected, num_remasked = plain_wino(model, length, threshold, 0.9, steps or length)
-    assert list(done.token_ids) == expected
-    assert num_remasked or length < 12
+    ids, num_remasked, nfe = plain_wino(model, length, threshold, 0.9, steps or length)
+    assert list(done.token_ids) == ids
+    assert done.usage.nfe == nfe
+    assert num_remasked or length < 12 or threshold > 0.26
 
 
 def test_wino_with_kept_blocks_is_wino_without():
