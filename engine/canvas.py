@@ -64,11 +64,13 @@ class Canvas:
     Attributes:
         prompt: before the region. region: from the first mask to the last, what is between
             masks included. suffix: after it; only a bidirectional model sees that.
+        cuts: positions in the region where two holes of different constraints touch.
     """
 
     prompt: tuple[int, ...]
     region: tuple[int | None, ...]
     suffix: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
 
     @classmethod
     def of_completion(cls, prompt: Sequence[int], length: int) -> Canvas:
@@ -77,7 +79,8 @@ class Canvas:
 
     @classmethod
     def of_parts(cls, parts: Sequence[Sequence[int] | Hole]) -> Canvas:
-        """Token ids and holes in order.
+        """Token ids and holes in order. Holes that touch are one if they have one constraint or
+        none, and each a text of its own if they have not the same.
 
         Raises:
             InvalidRequest: no hole, too many of them, or one without a position.
@@ -88,6 +91,8 @@ class Canvas:
                 f"an infill must have 1 to {MAX_HOLES} holes, got {len(holes)}", "prompt"
             )
         ids: list[int | None] = []
+        cuts: list[int] = []
+        touching: Hole | None = None
         for part in parts:
             if isinstance(part, Hole):
                 if part.is_automatic:
@@ -105,11 +110,15 @@ class Canvas:
                         f"a hole's length must be in 1..{MAX_POSITIONS}, got {part.length}",
                         "prompt",
                     )
+                if touching is not None and touching.constraint != part.constraint:
+                    cuts.append(len(ids))
                 ids += [None] * part.length
+                touching = part
             elif None in part:
                 raise InvalidRequest("a text between holes must hold token ids, got None", "prompt")
-            else:
+            elif len(part):
                 ids += part
+                touching = None
             if len(ids) > MAX_POSITIONS:
                 raise InvalidRequest(
                     f"texts and holes may make {MAX_POSITIONS} tokens at most", "prompt"
@@ -120,6 +129,7 @@ class Canvas:
             prompt=tuple(each for each in ids[:first] if each is not None),
             region=tuple(ids[first:last]),
             suffix=tuple(each for each in ids[last:] if each is not None),
+            cuts=tuple(each - first for each in cuts),
         )
 
     @property
@@ -150,13 +160,27 @@ class Canvas:
 
     @property
     def holes(self) -> tuple[tuple[int, int], ...]:
-        """Runs of masks as (start, stop) in the region."""
+        """Runs of masks as (start, stop) in the region, cut where two constraints meet."""
         spans: list[tuple[int, int]] = []
         for position, each in enumerate(self.region):
             if each is not None:
                 continue
-            if spans and spans[-1][1] == position:
+            if spans and spans[-1][1] == position and position not in self.cuts:
                 spans[-1] = (spans[-1][0], position + 1)
             else:
                 spans.append((position, position + 1))
         return tuple(spans)
+
+
+def constraints_of(parts: Sequence[Sequence[int] | Hole]) -> list[Constraint | None]:
+    """Of every hole of the canvas of `parts` its constraint; see `Canvas.of_parts`."""
+    constraints: list[Constraint | None] = []
+    touches = False
+    for part in parts:
+        if not isinstance(part, Hole):
+            touches = touches and not len(part)
+            continue
+        if not touches or constraints[-1] != part.constraint:
+            constraints.append(part.constraint)
+        touches = True
+    return constraints

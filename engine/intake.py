@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
-from diffusiongpt.engine.canvas import Canvas, Hole, Infill
+from diffusiongpt.engine.canvas import Canvas, Hole, Infill, constraints_of
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.constraint import Constraint
@@ -64,9 +65,9 @@ class Intake:
         if isinstance(prompt, Infill):
             if params.draft is not None:
                 raise InvalidRequest("a draft cannot come with holes, got both", "draft")
-            parts = [p if isinstance(p, Hole) else self.as_ids(p) for p in prompt.parts]
-            languages = [self._language_of(hole.constraint) or language for hole in prompt.holes]
+            parts = [self._as_part(each, params.constraint) for each in prompt.parts]
             canvas = Canvas.of_parts(parts)
+            languages = [self._language_of(each) for each in constraints_of(parts)]
             request = prepare_infill(name, canvas, params, self._info, languages)
         else:
             draft_ids = () if params.draft is None else self.as_ids(params.draft.text)
@@ -99,6 +100,14 @@ class Intake:
                 "constraint",
             )
         return self.languages.compile(constraint)
+
+    def _as_part(
+        self, part: str | Sequence[int] | Hole, constraint: Constraint | None
+    ) -> Sequence[int] | Hole:
+        """A part of an infill in token ids; a hole without a constraint has the request's."""
+        if isinstance(part, Hole):
+            return replace(part, constraint=part.constraint or constraint)
+        return self.as_ids(part)
 
     def _language_of(self, constraint: Constraint | None) -> Language | None:
         return None if constraint is None else self.compile(constraint)

@@ -127,7 +127,7 @@ def prepare_infill(
     string ends the text of its hole, and no other's.
 
     Args:
-        languages: of every hole that was asked for what it must be a text of, or None.
+        languages: of every hole of the canvas what it must be a text of, or None.
 
     Raises:
         InvalidRequest: with the offending value and what would be accepted.
@@ -141,29 +141,13 @@ def prepare_infill(
             f"got {params.steps}",
             "steps",
         )
-    languages = _languages_of_holes(canvas, languages)
-    params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
-    request = _prepare(request_id, canvas, params, info, languages=languages)
-    return replace(request, has_holes=True)
-
-
-def _languages_of_holes(
-    canvas: Canvas, languages: Sequence[Language | None]
-) -> tuple[Language | None, ...]:
-    """The languages of the canvas's holes; refuses what cannot be kept."""
-    if len(languages) != len(canvas.holes):
-        # Holes side by side are one: they may share a language, and have none of their own.
-        if len({each and each.constraint for each in languages}) > 1:
-            raise InvalidRequest(
-                "holes of different constraints must have a text between them, got "
-                f"{len(languages)} holes of which some touch",
-                "constraint",
-            )
-        languages = (list(languages)[:1] or [None]) * len(canvas.holes)
+    languages = tuple(languages) or (None,) * len(canvas.holes)
     for hole, language in zip(canvas.holes, languages, strict=True):
         if language is not None:
             _check_hole(hole, language, len(languages))
-    return tuple(languages)
+    params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
+    request = _prepare(request_id, canvas, params, info, languages=languages)
+    return replace(request, has_holes=True)
 
 
 def _check_hole(hole: tuple[int, int], language: Language, num_holes: int) -> None:

@@ -160,15 +160,42 @@ def test_every_hole_may_have_a_language_of_its_own(engine: Engine):
             engine.generate([holes], params.replace(constraint=DATE))
 
 
-def test_holes_side_by_side_share_a_language(engine: Engine):
+def test_holes_side_by_side_of_one_language_are_one(engine: Engine):
     touching = Infill("the ", Hole(4), Hole(6), ".")
     assert re.fullmatch(
         DATE.source,
         engine.generate([touching], GenerationParams(constraint=DATE, seed=1))[0].fills[0],
     )
-    own = Infill("the ", Hole(4, constraint=NAMES), Hole(6), ".")
-    with pytest.raises(InvalidRequest, match="must have a text between them, got 2 holes"):
-        engine.prepare(own)
+    own = Infill("the ", Hole(6, constraint=DATE), "", Hole(6), ".")
+    assert len(engine.generate([own], GenerationParams(constraint=DATE, seed=1))[0].fills) == 1
+
+
+@pytest.mark.parametrize("policy", ["random", "threshold", "confidence", "remdm", "wino"])
+def test_holes_side_by_side_may_have_languages_of_their_own(engine: Engine, policy: str):
+    number = Constraint(kind="regex", source="[1-9][0-9]{0,2}")
+    touching = Infill(
+        "the ", Hole(4, constraint=NAMES), Hole(3, constraint=number), "", Hole(2), Hole(11), "."
+    )
+    steps = 12 if policy == "remdm" else None
+    for seed in range(2):
+        params = GenerationParams(policy=policy, steps=steps, temperature=1.5, seed=seed)
+        dated = Infill(*touching.parts[:-2], Hole(11, constraint=DATE), touching.parts[-1])
+        done = engine.generate([dated], params)[0]
+        name, count, _, date = done.fills
+        assert name in json.loads(NAMES.source)
+        assert re.fullmatch(number.source, count)
+        assert re.fullmatch(DATE.source, date)
+        assert done.text == "".join(done.fills)
+        one = engine.generate([touching], params.replace(constraint=DATE))[0]
+        assert len(one.fills) == 3
+        assert re.fullmatch(DATE.source, one.fills[2])
+
+
+def test_a_hole_from_left_to_right_has_no_neighbour(engine: Engine):
+    anything = Constraint(kind="json_object", source="")
+    touching = Infill("the ", Hole(6, constraint=anything), Hole(4), ".")
+    with pytest.raises(InvalidRequest, match="from left to right and takes one hole, got 2 of"):
+        engine.prepare(touching)
 
 
 def test_positions_are_chosen_freely(engine: Engine):

@@ -8,7 +8,8 @@ from random import Random
 import pytest
 import torch
 
-from diffusiongpt.engine.canvas import Canvas, Hole, Infill
+from diffusiongpt.engine.canvas import Canvas, Hole, Infill, constraints_of
+from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.frame import FinishReason
@@ -44,6 +45,16 @@ def test_a_canvas_knows_its_prompt_region_and_suffix():
     assert canvas.given == ((2, 3),)
     assert canvas.holes == ((0, 2), (3, 5))
     assert (canvas.num_masked, canvas.num_given) == (4, 5)
+
+
+def test_touching_holes_are_cut_where_their_constraints_differ():
+    digits, letters = (Constraint(kind="regex", source=each) for each in ("[0-9]+", "[a-z]+"))
+    parts = [[1], Hole(2), Hole(1, constraint=digits), [], Hole(3, constraint=digits)]
+    parts += [Hole(2, constraint=letters), [7], Hole(2, constraint=letters), []]
+    canvas = Canvas.of_parts(parts)
+    assert canvas.cuts == (2, 6)
+    assert canvas.holes == ((0, 2), (2, 6), (6, 8), (9, 11))
+    assert constraints_of(parts) == [None, digits, letters, letters]
 
 
 @pytest.mark.parametrize("policy", PRESETS)
