@@ -1,16 +1,21 @@
 """How a text that has begun can be ended within its language, in few tokens.
 
-A matcher says what may come next, and not how far the end is. The search goes token by token, and
-of all states that allow the same next tokens it keeps one. What it finds is a way to the end,
-perhaps not the shortest; that is enough to promise that a text will be whole.
+A matcher says what may come next, and not how far the end is, nor whether two of its states are
+one. Of a language with few beginnings all are followed, which finds the shortest text for sure.
+Else the search goes token by token, and of all states that allow the same next tokens it keeps
+one. What it finds is a way to the end, perhaps not the shortest; that is enough to promise that a
+text will be whole.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
+
+from diffusiongpt.engine.vocabulary import members
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -21,32 +26,88 @@ _WIDTHS = (2, 8, 24)  # states of the same length that are followed
 # Kinds of next tokens that are tried: few, one of each, every single byte.
 _SORTS = {2: 8, 8: 64, 24: None}
 _MANY_STATES, _SOME_STATES = 3000, 400
-_SECONDS = (0.25, 0.4, 0.55)  # when the search of each width ends
+# Width, whether long tokens are taken, and when the search ends: what must have a length is soon
+# written with long tokens, and all else with what ends something.
+_SEARCHES = ((2, False, 0.25), (2, True, 0.3), (8, False, 0.4), (8, True, 0.45), (24, False, 0.6))
+_MANY_BEGINNINGS, _SECONDS_FOR_ALL = 1000, 0.1
+_NUM_LONG = 12
 _MEMORY = 6
+
+
+class _TooMany(Exception):
+    """A language has too many beginnings to follow all."""
 
 
 def keeps_closing(matcher: LLMatcher, closing: Sequence[int]) -> bool:
     """Whether `closing` leads from the matcher's state to a whole text."""
-    ahead = matcher.deep_copy()
-    if ahead.try_consume_tokens(list(closing)) < len(closing):
+    ahead, but_last, last = matcher.deep_copy(), list(closing[:-1]), closing[-1:]
+    if ahead.try_consume_tokens(but_last) < len(but_last):
         return False
-    return bool(ahead.is_accepting())
+    # Trying does not take a token that ends the text.
+    return all(map(ahead.consume_token, last)) and bool(ahead.is_accepting())
 
 
 def find_shortest(matcher: LLMatcher, vocabulary: Vocabulary, limit: int) -> list[int] | None:
     """The shortest of a language's texts that is found, `limit` tokens at most, or None.
 
-    A narrow search goes deep, and wider ones then look for something shorter. The matcher stays
-    as it is. Each ends after a count of states, so that every machine finds the same; where
-    every state takes long, processor time ends it, 0.55 seconds in all.
+    Where all beginnings can be followed it is the shortest. Else a narrow search goes deep, and
+    wider ones then look for something shorter. The matcher stays as it is. Each ends after a
+    count of states, so that every machine finds the same; where every state takes long, processor
+    time ends it, 0.6 seconds in all.
     """
     began = time.thread_time()
+    try:
+        return _search_all(matcher, vocabulary, limit, began + _SECONDS_FOR_ALL)
+    except _TooMany:
+        pass
     shortest: list[int] | None = None
-    for width, until in zip(_WIDTHS, _SECONDS, strict=True):
-        found = _search(matcher, vocabulary, limit, width, _MANY_STATES, began + until)
+    for width, is_far, until in _SEARCHES:
+        found = _search(
+            matcher, vocabulary, limit, width, _MANY_STATES, began + until, is_far=is_far
+        )
         if found is not None:
-            shortest, limit = found, len(found) - 1
+            shortest = _spell_in_fewest(matcher, vocabulary, found)
+            limit = len(shortest) - 1
     return shortest
+
+
+def _spell_in_fewest(
+    matcher: LLMatcher, vocabulary: Vocabulary, tokens: Sequence[int]
+) -> list[int]:
+    """The same text in as few tokens as spell it; special tokens stay."""
+    spelled: list[int] = []
+    for has_text, run in groupby(tokens, key=lambda each: bool(vocabulary.spell([each]))):
+        part = list(run)
+        spelled += (vocabulary.fewest(vocabulary.spell(part)) or part) if has_text else part
+    is_shorter = len(spelled) < len(tokens) and keeps_closing(matcher, spelled)
+    return spelled if is_shorter else list(tokens)
+
+
+def _search_all(
+    matcher: LLMatcher, vocabulary: Vocabulary, limit: int, deadline: float
+) -> list[int] | None:
+    """The shortest text, None if it is longer than `limit`; raises _TooMany.
+
+    Ways that have written the same bytes have come to the same state.
+    """
+    states, seen = {b"": _State(matcher.deep_copy())}, {b""}
+    num_left = _MANY_BEGINNINGS
+    for _ in range(limit + 1):
+        following: dict[bytes, _State] = {}
+        for written, state in states.items():
+            if state.matcher.is_accepting():
+                return list(state.tokens)
+            allowed = vocabulary.allowed(state.matcher)
+            num_left -= allowed.bit_count()
+            if num_left < 0 or time.thread_time() > deadline:
+                raise _TooMany
+            for token_id in members(allowed):
+                beginning = written + (vocabulary.spell([token_id]) or b"\xff%d;" % token_id)
+                if beginning not in seen and (ahead := state.after(token_id)) is not None:
+                    following[beginning] = ahead
+                    seen.add(beginning)
+        states = following
+    return None
 
 
 def find_closing(matcher: LLMatcher, vocabulary: Vocabulary, limit: int) -> list[int] | None:
@@ -68,8 +129,14 @@ def _search(
     width: int,
     max_states: int,
     deadline: float = float("inf"),
+    *,
+    is_far: bool = False,
 ) -> list[int] | None:
-    """Breadth first, `width` states of each length."""
+    """Breadth first, `width` states of each length.
+
+    Args:
+        is_far: try long tokens, and of states that allow the same keep the one that wrote most.
+    """
     states = [_State(matcher.deep_copy())]
     for length in range(limit + 1):
         for state in states:
@@ -79,9 +146,11 @@ def _search(
             return None
         following: dict[int, _State] = {}
         for state in states:
-            for ahead in state.successors(vocabulary, sorts=_SORTS[width]):
+            for ahead in state.successors(vocabulary, sorts=_SORTS[width], is_far=is_far):
                 max_states -= 1
-                following.setdefault(ahead.path[-1], ahead)
+                known = following.setdefault(ahead.path[-1], ahead)
+                if is_far and ahead.num_bytes > known.num_bytes:
+                    following[ahead.path[-1]] = ahead
         if not following:
             return None
         states = sorted(following.values(), key=_State.num_returns)[:width]
@@ -95,28 +164,40 @@ class _State:
     matcher: LLMatcher
     tokens: tuple[int, ...] = ()
     path: tuple[int, ...] = ()
+    num_bytes: int = 0
 
     def num_returns(self) -> int:
         """How often the way came by lately: those that go round in circles get nowhere."""
         return self.path[-1 - _MEMORY : -1].count(self.path[-1])
 
-    def successors(self, vocabulary: Vocabulary, *, sorts: int | None) -> Iterator[_State]:
+    def after(self, token_id: int) -> _State | None:
+        """The state one token further, None where it may not come."""
+        ahead = self.matcher.deep_copy()
+        return _State(ahead, (*self.tokens, token_id)) if ahead.consume_token(token_id) else None
+
+    def successors(
+        self, vocabulary: Vocabulary, *, sorts: int | None, is_far: bool
+    ) -> Iterator[_State]:
         """The states one token further."""
-        for token_id in _candidates(self.matcher, vocabulary, sorts=sorts):
-            ahead = self.matcher.deep_copy()
-            if not ahead.consume_token(token_id):
+        for token_id in _candidates(self.matcher, vocabulary, sorts=sorts, is_far=is_far):
+            if (ahead := self.after(token_id)) is None:
                 continue
             # A whole text may allow the same tokens as one that is not.
-            key = vocabulary.allowed(ahead) << 1 | ahead.is_accepting()
+            key = vocabulary.allowed(ahead.matcher) << 1 | ahead.matcher.is_accepting()
             if key:
+                num_bytes = self.num_bytes + len(vocabulary.spell([token_id]))
                 path = (*self.path[-_MEMORY:], key)
-                yield _State(ahead, (*self.tokens, token_id), path)
+                yield replace(ahead, path=path, num_bytes=num_bytes)
 
 
-def _candidates(state: LLMatcher, vocabulary: Vocabulary, *, sorts: int | None) -> Iterator[int]:
-    """Tokens to go on with: all if there are few, else some of each sort."""
+def _candidates(
+    state: LLMatcher, vocabulary: Vocabulary, *, sorts: int | None, is_far: bool
+) -> Iterator[int]:
+    """Tokens to go on with: all if there are few, else some of each sort, or long ones."""
     forced = state.compute_ff_tokens()
     if forced and vocabulary.is_usable(forced[0]):
         yield forced[0]
         return
-    yield from vocabulary.sample(vocabulary.allowed(state), sorts=sorts)
+    allowed = vocabulary.allowed(state)
+    some = vocabulary.sample(allowed, sorts=sorts)
+    yield from dict.fromkeys([*vocabulary.longest(allowed, _NUM_LONG), *some] if is_far else some)

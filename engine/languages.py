@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,11 +125,9 @@ class Languages:
         else:
             shortest = automaton.shortest(self._longest)
         if shortest is None:
-            reason = (
-                matcher.get_error()
-                or f"no text of at most {self._longest} tokens was found soon enough"
-            )
-            raise _refusal(constraint, reason)
+            found = "was found soon enough" if automaton is None else "is in it"
+            reason = f"no text of at most {self._longest} tokens {found}"
+            raise _refusal(constraint, matcher.get_error() or reason)
         return Language(constraint, matcher, self._vocabulary, tuple(shortest), automaton, why)
 
     def _lift(self, constraint: Constraint) -> tuple[LiftedAutomaton | None, str]:
@@ -145,9 +144,20 @@ class Languages:
 
     def _shortest(self, constraint: Constraint, matcher: LLMatcher) -> list[int] | None:
         if constraint.kind == "choice":
-            spelled = sorted(map(self._vocabulary.encode, constraint.choices), key=len)
-            return next((each for each in spelled if keeps_closing(matcher, each)), None)
+            return self._shortest_choice(constraint.choices, matcher)
         return find_shortest(matcher, self._vocabulary, self._longest)
+
+    def _shortest_choice(self, choices: Sequence[str], matcher: LLMatcher) -> list[int] | None:
+        """The choice that takes the fewest tokens, spelled in them."""
+        shortest: list[int] | None = None
+        for text in sorted(map(str.encode, choices), key=len):
+            if shortest is not None and self._vocabulary.least(text) >= len(shortest):
+                break
+            spelled = self._vocabulary.fewest(text)
+            is_shorter = spelled is not None and (shortest is None or len(spelled) < len(shortest))
+            if spelled is not None and is_shorter and keeps_closing(matcher, spelled):
+                shortest = spelled
+        return shortest
 
 
 def automaton_of(constraint: Constraint) -> Automaton:

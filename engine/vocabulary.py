@@ -71,6 +71,45 @@ class Vocabulary:
         """The bytes of tokens; special tokens have none."""
         return b"".join(map(self._tokenizer.token_bytes, token_ids))
 
+    @cached_property
+    def _token_of(self) -> dict[bytes, int]:
+        return {data: token_id for token_id, data in self.spelled()}
+
+    @cached_property
+    def _by_length(self) -> list[int]:
+        """Sets of the tokens that may be part of a text, the longest first."""
+        lengths: dict[int, list[int]] = {}
+        for token_id, data in self.spelled():
+            lengths.setdefault(len(data), []).append(token_id)
+        return [as_set(lengths[each]) for each in sorted(lengths, reverse=True)]
+
+    def longest(self, allowed: int, count: int) -> list[int]:
+        """So many of a set of tokens, those of the most bytes."""
+        found = (each for some in self._by_length for each in members(some & allowed))
+        return list(islice(found, count))
+
+    @cached_property
+    def _width(self) -> int:
+        return max(map(len, self._token_of), default=1)
+
+    def least(self, text: bytes) -> int:
+        """Tokens that a text takes at the least, by the length of the longest token."""
+        return -(-len(text) // self._width)
+
+    def fewest(self, text: bytes) -> list[int] | None:
+        """The fewest tokens that spell a text; None where no tokens do."""
+        best: list[tuple[int, int] | None] = [(0, 0), *[None] * len(text)]  # (tokens, start)
+        for end in range(1, len(text) + 1):
+            for start in range(max(end - self._width, 0), end):
+                before = best[start]
+                if before is not None and text[start:end] in self._token_of:
+                    best[end] = min(best[end] or (before[0] + 1, start), (before[0] + 1, start))
+        tokens, end = list[int](), len(text)
+        while end and (found := best[end]):
+            tokens.insert(0, self._token_of[text[found[1] : end]])
+            end = found[1]
+        return tokens if not end else None
+
     def spelled(self) -> Iterator[tuple[int, bytes]]:
         """The tokens that may be part of a text, and their bytes."""
         for token_id in members(self._usable & ~self.stops):
