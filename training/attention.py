@@ -1,9 +1,9 @@
-"""Attention for training: block-diffusion masks, and one function that runs them without waste.
+"""Attention for training: the masks of an objective, and one function that runs them without waste.
 
-The block objective feeds `[x_t ; x_0]` (BD3-LM, arXiv 2503.09573). Clean positions see their own
-and earlier blocks of x_0; noisy positions see their own block of x_t and earlier blocks of x_0.
-The quadrant clean -> noisy is always hidden, so it is never computed, and sliding layers are
-computed in chunks of the window. B rows, L positions, C chunk, N = L / C chunks.
+The block objective feeds `[x_t ; x_0]`; `tiles.may_see` says who sees whom. On CPUs attention is
+plain products, tile by tile (`products.py`); elsewhere it is SDPA: the quadrant clean -> noisy is
+always hidden, so it is never computed, and sliding layers are computed in chunks of the window.
+B rows, L positions, C chunk, N = L / C chunks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from diffusiongpt.training.products import attend_tiles
+from diffusiongpt.training.tiles import TilePlan, additive, chunk_length, may_see, plan_tiles
+
 IMPLEMENTATION = "diffusion_training"
 
 
@@ -26,40 +29,59 @@ class StreamMasks(NamedTuple):
     noisy: Tensor | None  # (B, 1, L, 2L) or (B, 1, N, C, 3C); None when only x_0 is fed
 
 
-def allowed_pairs(
-    segments: Tensor, block_length: int, window: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Who may see whom, three (B, L, L) bool tables: clean->clean, noisy->clean, noisy->noisy."""
+def by_tiles(device: torch.device) -> bool:
+    """Whether attention is made of plain products there."""
+    return device.type == "cpu"
+
+
+def layer_masks(
+    segments: Tensor, block_length: int, window: int | None, noisy: bool, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What `training_attention` takes as the mask of each kind of layer, on the segments' device.
+
+    Args:
+        segments: (B, L).
+        block_length: 0 for the whole canvas in one stream.
+        window: of sliding layers; None where there are none.
+        noisy: whether x_t is fed beside x_0.
+    """
+    if by_tiles(segments.device):
+        windows = {"full_attention": None, "sliding_attention": window}
+        return {
+            kind: plan_tiles(segments, block_length, reach, noisy, dtype)
+            for kind, reach in windows.items()
+            if kind == "full_attention" or reach is not None
+        }
+    if block_length == 0:
+        return dict(bidirectional_masks(segments, window, dtype))
+    return dict(block_masks(segments, block_length, window, noisy, dtype))
+
+
+def dense_masks(
+    segments: Tensor, block_length: int, window: int | None, noisy: bool, dtype: torch.dtype
+) -> StreamMasks:
+    """The masks of a layer that is computed at once."""
     length = segments.shape[1]
-    position = torch.arange(length, device=segments.device)
-    block = position // block_length
-    near = segments[:, :, None] == segments[:, None, :]
-    if window is not None:
-        near = near & ((position[:, None] - position[None, :]).abs() <= window)
-    clean = near & (block[None, :] <= block[:, None])
-    earlier = near & (block[None, :] < block[:, None])
-    own = near & (block[None, :] == block[:, None])
-    return clean, earlier, own
+    clean = torch.arange(length, device=segments.device)
+    if not noisy:
+        allowed = may_see(segments, clean, clean, block_length, window, False)
+        return StreamMasks(additive(allowed, dtype)[:, None], None)
+    both = torch.cat([clean + length, clean])
+    of_clean = may_see(segments, clean + length, clean + length, block_length, window, True)
+    of_noisy = may_see(segments, clean, both, block_length, window, True)
+    return StreamMasks(additive(of_clean, dtype)[:, None], additive(of_noisy, dtype)[:, None])
 
 
 def block_masks(
     segments: Tensor, block_length: int, window: int | None, noisy: bool, dtype: torch.dtype
 ) -> dict[str, StreamMasks]:
     """The masks of a network, one entry per kind of layer; `window` None: none is sliding."""
-    clean, earlier, own = allowed_pairs(segments, block_length, None)
-    both = torch.cat([earlier, own], dim=2)[:, None] if noisy else None
-    full = StreamMasks(
-        _additive(clean[:, None], dtype), None if both is None else _additive(both, dtype)
-    )
+    full = dense_masks(segments, block_length, None, noisy, dtype)
     if window is None:
         return {"full_attention": full}
     chunk = chunk_length(segments.shape[1], block_length, window)
     if chunk is None:
-        clean, earlier, own = allowed_pairs(segments, block_length, window)
-        both = torch.cat([earlier, own], dim=2)[:, None] if noisy else None
-        sliding = StreamMasks(
-            _additive(clean[:, None], dtype), None if both is None else _additive(both, dtype)
-        )
+        sliding = dense_masks(segments, block_length, window, noisy, dtype)
     else:
         sliding = _chunked_masks(segments, block_length, window, chunk, noisy, dtype)
     return {"full_attention": full, "sliding_attention": sliding}
@@ -70,25 +92,12 @@ def bidirectional_masks(
 ) -> dict[str, Tensor]:
     """Full-canvas masks (B, 1, L, L): a segment sees itself, sliding layers within the window."""
     position = torch.arange(segments.shape[1], device=segments.device)
-    same = segments[:, :, None] == segments[:, None, :]
-    if window is None:
-        return {"full_attention": _additive(same[:, None], dtype)}
-    near = same & ((position[:, None] - position[None, :]).abs() <= window)
+    windows = {"full_attention": None, "sliding_attention": window}
     return {
-        "full_attention": _additive(same[:, None], dtype),
-        "sliding_attention": _additive(near[:, None], dtype),
+        kind: additive(may_see(segments, position, position, 0, reach, False), dtype)[:, None]
+        for kind, reach in windows.items()
+        if kind == "full_attention" or reach is not None
     }
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    zero = torch.zeros((), dtype=dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(dtype).min)
-
-
-def chunk_length(length: int, block_length: int, window: int) -> int | None:
-    """The shortest chunk that holds the window and whole blocks, or None to use dense masks."""
-    chunk = -(-window // block_length) * block_length
-    return chunk if length % chunk == 0 and length // chunk > 1 else None
 
 
 def _chunked_masks(
@@ -106,11 +115,11 @@ def _chunked_masks(
     same = (own[..., :, None] == keys[..., None, :]) & near  # (B, 1, N, C, 2C)
     clean = same & (block_of_key[None, :] <= block_of_query[:, None])
     if not noisy:
-        return StreamMasks(_additive(clean, dtype), None)
+        return StreamMasks(additive(clean, dtype), None)
     earlier = same & (block_of_key[None, :] < block_of_query[:, None])
     inside = same[..., chunk:] & (block_of_key[None, chunk:] == block_of_query[:, None])
     return StreamMasks(
-        _additive(clean, dtype), _additive(torch.cat([earlier, inside], dim=-1), dtype)
+        additive(clean, dtype), additive(torch.cat([earlier, inside], dim=-1), dtype)
     )
 
 
@@ -188,7 +197,9 @@ def training_attention(
     if key.shape[1] != query.shape[1]:  # fewer key heads than query heads
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    if isinstance(attention_mask, StreamMasks):
+    if isinstance(attention_mask, TilePlan):
+        out = attend_tiles(query, key, value, attention_mask, scaling)
+    elif isinstance(attention_mask, StreamMasks):
         if attention_mask.noisy is None:
             out = _stream_attention(None, (query, key, value), attention_mask, scaling)
         else:
@@ -208,6 +219,6 @@ def _no_mask(*unused: Any, **also_unused: Any) -> None:
 
 
 _never_compiled: Callable[[Any], Any] = torch.compiler.disable
-# Not compiled: the fused backward of the chunks took half of a whole step (docs/LOG.md).
+# Not compiled: a compiler made of chunked products what took half of a whole step (docs/LOG.md).
 AttentionInterface.register(IMPLEMENTATION, _never_compiled(training_attention))
 AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
-from diffusiongpt.training.attention import IMPLEMENTATION, bidirectional_masks, block_masks
+from diffusiongpt.training.attention import IMPLEMENTATION, layer_masks
 from diffusiongpt.training.backbones import (
     add_adapters,
     apply_head,
@@ -192,7 +192,7 @@ class Denoiser(nn.Module):
         if block == 0:
             return self.canvas_hidden(noisy, segments, block)
         length = tokens.shape[1]
-        masks = self.stream_masks(segments, block, noisy=True)
+        masks = self.layer_masks(segments, block, noisy=True)
         positions = torch.arange(length, device=tokens.device)[None].repeat(1, 2)
         both = torch.cat([noisy, tokens], dim=1)  # (B, 2L)
         hidden = run_backbone(self.network, both, masks, positions)
@@ -215,22 +215,17 @@ class Denoiser(nn.Module):
         A block-causal model sees a canvas whose masks are all in the last block as it saw `x_t`
         in training: earlier blocks are clean, so one stream gives both.
         """
-        masks: dict[str, Any]
-        block = self._block(block_length)
-        if block == 0:
-            masks = bidirectional_masks(segments, window_of(self.network), self._mask_dtype(ids))
-        else:
-            masks = self.stream_masks(segments, block, noisy=False)
+        masks = self.layer_masks(segments, self._block(block_length), noisy=False)
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         hidden = run_backbone(self.network, ids, masks, positions)
         if not self.logit_shift:
             return hidden
         return hidden.gather(1, self._shifted(segments, hidden.shape[2]))
 
-    def stream_masks(self, segments: Tensor, block_length: int, noisy: bool) -> dict[str, Any]:
-        """Block masks of this network's kinds of layers."""
+    def layer_masks(self, segments: Tensor, block_length: int, noisy: bool) -> dict[str, Any]:
+        """The masks of this network's kinds of layers; a `block_length` of 0: the whole canvas."""
         dtype = self._mask_dtype(segments)
-        return dict(block_masks(segments, block_length, window_of(self.network), noisy, dtype))
+        return layer_masks(segments, block_length, window_of(self.network), noisy, dtype)
 
     def _shifted(self, segments: Tensor, size: int, block_length: int = 0) -> Tensor:
         """(B, L, size) long: where the state that predicts each position stands.
@@ -256,7 +251,7 @@ class Denoiser(nn.Module):
         return dtype
 
     def _next_token_loss(self, tokens: Tensor, segments: Tensor, maskable: Tensor) -> Tensor:
-        masks = self.stream_masks(segments, 1, noisy=False)
+        masks = self.layer_masks(segments, 1, noisy=False)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         hidden = run_backbone(self.network, tokens, masks, positions)[:, :-1]
         known = maskable[:, 1:] & (segments[:, 1:] == segments[:, :-1])

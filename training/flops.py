@@ -10,9 +10,10 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from diffusiongpt.training.attention import chunk_length
+from diffusiongpt.training.attention import by_tiles
 from diffusiongpt.training.backbones import window_of
 from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.tiles import chunk_length, tile_pairs
 
 
 def step_flops(
@@ -27,8 +28,9 @@ def step_flops(
         + sum over the head's matrices of 2 `headed` I O (2 + trained)
         + sum over the layers of 3 * 4 K H S
 
-    K is what attention computes: L^2 in one stream, 3 L^2 in two; in chunks of C in sliding
-    layers, 2 L C and 5 L C. Hidden pairs inside of them count, for they are computed.
+    K is what attention computes, and hidden pairs that are computed count. Where it is made of
+    tiles, the pairs of `tile_pairs`; elsewhere L^2 in one stream, 3 L^2 in two, and in chunks of C
+    in sliding layers 2 L C and 5 L C.
 
     Args:
         block_lengths: those that take turns, as in `TrainingConfig`; 0 is the whole canvas in
@@ -69,16 +71,24 @@ def pairs_of(network: PreTrainedModel, block_length: int, length: int) -> float:
     kinds = getattr(network.config, "layer_types", None)
     kinds = kinds or ["full_attention"] * network.config.num_hidden_layers
     window = window_of(network)
+    tiled = by_tiles(next(network.parameters()).device)
+    total = 0.0
+    for kind in kinds:
+        reach = window if kind == "sliding_attention" else None
+        if tiled:
+            total += tile_pairs(length, abs(block_length), reach, block_length > 0)
+        else:
+            total += _dense_pairs(length, block_length, reach)
+    return total
+
+
+def _dense_pairs(length: int, block_length: int, window: int | None) -> int:
     chunk = None
     if window is not None and block_length:
         chunk = chunk_length(length, abs(block_length), window)
-    total = 0.0
-    for kind in kinds:
-        if kind == "sliding_attention" and chunk is not None:
-            total += (5 if block_length > 0 else 2) * length * chunk
-        else:
-            total += (3 if block_length > 0 else 1) * length * length
-    return total
+    if chunk is not None:
+        return (5 if block_length > 0 else 2) * length * chunk
+    return (3 if block_length > 0 else 1) * length * length
 
 
 def _products(layer: nn.Linear) -> float:

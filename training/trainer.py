@@ -74,6 +74,15 @@ def agree(value: float) -> float:
     return float(said[0])
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """What each process says, in their order; a call of all of them."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [value]
+    said: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(said, value)
+    return said
+
+
 def training_arguments(config: TrainingConfig) -> TrainingArguments:
     """Our configuration in the Trainer's words; what we do ourselves is switched off there."""
     run = config.run
@@ -131,8 +140,7 @@ class DiffusionTrainer(Trainer):
         """
         batch = {key: value for key, value in inputs.items() if key != "row"}
         loss: Tensor = model(**batch, **self._corruption(batch))
-        if not math.isfinite(float(loss.detach())):
-            raise self._diverged(f"the loss is {float(loss.detach())}", inputs["row"].tolist())
+        self._check_finite("the loss", loss.detach(), inputs["row"].tolist())
         if num_items_in_batch is None:
             return loss / batch["maskable"].sum().clamp(min=1)
         share: Tensor = loss / num_items_in_batch.clamp(min=1) * self.args.world_size
@@ -153,15 +161,28 @@ class DiffusionTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if norm is not None and not math.isfinite(float(norm)):
-            raise self._diverged(f"the gradient's norm is {float(norm)}", self._rows)
+        if norm is not None:
+            self._check_finite("the gradient's norm", norm, self._rows)
         return norm
 
-    def _diverged(self, what: str, rows: list[int]) -> RunError:
-        kept = last_checkpoint(str(self.args.output_dir))
-        return RunError(
-            f"{what} in step {self.state.global_step + 1}, with the rows "
-            f"{', '.join(map(str, rows))} of the data; "
+    def _check_finite(self, what: str, value: Tensor, rows: list[int]) -> None:
+        """Refuse to go on where a value of any process is no number: all of them stop alike."""
+        said = float(value)
+        lost = not math.isfinite(said)
+        if self.args.world_size > 1:
+            flag = torch.tensor(float(lost), device=self.args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            if not float(flag):
+                return
+        elif not lost:
+            return
+        found = gather_objects((said, rows) if lost else None)
+        values = [each for each in found if each is not None]
+        kept = gather_objects(last_checkpoint(str(self.args.output_dir)))[0]
+        named = ", ".join(str(row) for _, some in values for row in some)
+        raise RunError(
+            f"{what} is {values[0][0]} in step {self.state.global_step + 1}, with the rows "
+            f"{named} of the data; "
             + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,30 @@ torch.distributed.barrier()
 assert main(["sft", path]) == 0
 """
 
+LOSES_ONE = """
+import os, pathlib, sys
+import torch.distributed
+from diffusiongpt.training.config import RunError, load_config
+from diffusiongpt.training.run import make_trainer
+
+rank, config = os.environ["RANK"], load_config(sys.argv[1])
+trainer = make_trainer(config)
+
+
+def lose(module, inputs, loss):
+    here = rank == "1" and trainer.state.global_step == 3
+    return loss * float("nan") if here else loss
+
+
+trainer.model.register_forward_hook(lose)
+try:
+    trainer.train()
+except RunError as error:
+    folder = pathlib.Path(config.run.output_dir)
+    (folder.parent / f"said-{rank}").write_text(str(error))
+    torch.distributed.barrier()
+"""
+
 
 @pytest.fixture
 def write_config(make_config, tmp_path):
@@ -56,16 +81,13 @@ def write_config(make_config, tmp_path):
     return write
 
 
-@pytest.fixture
-def two_processes(write_config, tmp_path):
-    """Two processes run with all weights (`whole`), and with half each, to the end and resumed."""
-    script = tmp_path / "script.py"
-    script.write_text(TRAINS_BOTH)
+def launch_two(folder, text, *arguments):
+    """Run a script in two processes that know of each other."""
+    script = folder / "script.py"
+    script.write_text(text)
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    whole = write_config("whole", batch_size=2)
-    split = write_config("split", batch_size=2, fsdp=True)
     done = subprocess.run(
-        [sys.executable, *launch, str(script), str(whole), str(split)],
+        [sys.executable, *launch, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -73,6 +95,14 @@ def two_processes(write_config, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def two_processes(write_config, tmp_path):
+    """Two processes run with all weights (`whole`), and with half each, to the end and resumed."""
+    whole = write_config("whole", batch_size=2)
+    split = write_config("split", batch_size=2, fsdp=True)
+    launch_two(tmp_path, TRAINS_BOTH, whole, split)
     return tmp_path
 
 
@@ -120,6 +150,19 @@ def test_two_processes_have_the_run_of_one_with_whole_and_with_split_weights(
     assert main(["sft", str(write_config("alone"))]) == 0
     assert losses_of(folder / "alone" / "checkpoint-5") == pytest.approx(one, rel=1e-5)
     assert_same(weights_of(folder / "alone"), weights, 1e-5)
+
+
+def test_what_one_process_loses_stops_both_at_once_with_one_sentence(write_config, tmp_path):
+    path = write_config("lost", batch_size=2, max_steps=8, sample_steps=None)
+    launch_two(tmp_path, LOSES_ONE, path)  # without agreement one waits for half an hour
+    one, other = ((tmp_path / f"said-{rank}").read_text() for rank in (0, 1))
+    assert one == other
+    kept = tmp_path / "lost" / "checkpoint-3"
+    assert re.fullmatch(
+        r"the loss is nan in step 4, with the rows \d+, \d+ of the data; "
+        rf"the last good checkpoint is {re.escape(str(kept))}",
+        one,
+    )
 
 
 def test_what_cannot_be_split_is_refused(make_config):
