@@ -166,7 +166,9 @@ MISTRAL_LIST = ToolFormat(
     separator=", ",
     id_length=9,
 )
-# Mistral's from version 11 on: a mark for each.
+# Mistral's from version 11 on: a mark for each. Version 11 alone writes `[CALL_ID]` and an id
+# behind the name in what it is told of a chat; that is read, and not written where a call is
+# forced, as Mistral's own grammar (mistral-common) has none in any version.
 MISTRAL = ToolFormat(
     name="mistral",
     spelling="named",
@@ -180,14 +182,18 @@ MISTRAL = ToolFormat(
 )
 FORMATS = (HERMES, BARE_JSON, GLM, GLM_COMPACT, QWEN_CODER, MISTRAL_LIST, MISTRAL)
 
-# What a template has that teaches a format, the most telling first: formats share marks.
-_TRACES = (
+# What a template has that teaches a format, the most telling first: formats share marks. None
+# is a form that has marks of ours and that we cannot read: its model is told of ours in words.
+_TRACES: tuple[tuple[ToolFormat | None, str], ...] = (
     (GLM_COMPACT, r"<tool_call>[^<\n]*<arg_key>"),
     (GLM, r"<arg_key>"),
-    (QWEN_CODER, r"<function="),
-    (MISTRAL, r"\[TOOL_CALLS\](?s:.)*\[ARGS\]"),
+    (None, r"<tool_calls>|<seed:tool_call>"),
+    (QWEN_CODER, r"<parameter="),
+    (None, r"<function="),
+    (MISTRAL, r"\[ARGS\]"),
     (MISTRAL_LIST, r"\[TOOL_CALLS\]"),
     (HERMES, r"<tool_call>"),
+    (None, r'"tool_name"'),
     (BARE_JSON, r'tool_calls\b(?s:.)*"parameters": |"parameters": (?s:.)*tool_calls\b'),
 )
 _DESCRIBES_TOOLS = r"\{%-?\s*(?:if|elif|for)\b[^%]*\btools\b"
@@ -196,7 +202,7 @@ _DESCRIBES_TOOLS = r"\{%-?\s*(?:if|elif|for)\b[^%]*\btools\b"
 def tools_of_template(template: str) -> tuple[bool, ToolFormat]:
     """Whether a template describes tools, in a form that we can read, and that form."""
     if re.search(_DESCRIBES_TOOLS, template):
-        for form, trace in _TRACES:
-            if re.search(trace, template):
-                return True, form
+        form = next((form for form, trace in _TRACES if re.search(trace, template)), None)
+        if form is not None:
+            return True, form
     return False, HERMES

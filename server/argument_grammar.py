@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.tool_formats import ArgumentTags, ToolFormat
 from diffusiongpt.server.argument_values import (
+    NOTES,
     TEXT,
     Schema,
     resolve,
@@ -22,14 +23,12 @@ from diffusiongpt.server.argument_values import (
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 # One spelling of each value, so that no white space can go on for ever.
 _SPELLING = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
-# Words that say nothing of what a value may be.
-_NOTES = {
-    *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
-    *("$schema", "$id", "$comment", "$defs", "definitions", "type"),
-}
+# Which type a value has is known apart.
+_NOTES = NOTES | {"type"}
 # What tagged arguments can keep of their object's schema.
 _KEPT_OF_OBJECTS = _NOTES | {"properties", "required", "additionalProperties"}
 _KEPT_OF_TEXT = _NOTES | {"minLength", "maxLength", "pattern"}
+_PLACES = ("$defs", "definitions")
 _LISTS = {"array", "object"}
 _LONGEST_PATTERN = 4096
 _SCALARS = {
@@ -138,12 +137,12 @@ class _TaggedRules:
             return
         types = types_of(schema, self._root)
         if "string" not in types:
-            yield f"{rule}: {self._json(schema)}"
+            yield f"{rule}: {self._json(name, schema)}"
             return
         terminal = f"TEXT_{self._index}_{number}"
         branches = [resolve(each, self._root) for each in _branches(schema)]
         structured = [each for each in branches if types_of(each, self._root) <= _LISTS]
-        alternatives = [terminal, *(self._json(each) for each in structured)]
+        alternatives = [terminal, *(self._json(name, each) for each in structured)]
         yield f"{rule}: {' | '.join(alternatives)}"
         plain = [each for each in branches if each not in structured]
         expressions = [self._expression(name, each) for each in plain]
@@ -153,10 +152,13 @@ class _TaggedRules:
     def _end(self) -> str:
         return self._tags.padding + self._tags.value_closing
 
-    def _json(self, schema: Schema) -> str:
+    def _json(self, name: str, schema: Schema) -> str:
         if isinstance(schema, Mapping):
-            places = ("$defs", "definitions")
-            schema = {word: self._root[word] for word in places if word in self._root} | {**schema}
+            schema = {word: self._root[word] for word in _PLACES if word in self._root} | {**schema}
+            # The value's schema is a root of its own, in which other references lead nowhere.
+            for reference in re.findall(r'"\$ref": "([^"]*)"', json.dumps(schema)):
+                if not reference.startswith(tuple(f"#/{place}/" for place in _PLACES)):
+                    raise self._refusal(f"references into $defs of {name}", repr(reference))
         return f"%json {spell_schema(schema)} {literal(self._end)}"
 
     def _one_of(self, name: str, schema: Mapping[str, Any], listed: Sequence[Any]) -> str:
@@ -191,7 +193,7 @@ class _TaggedRules:
         found = f"/({text}){_regex(self._end)}/ & ~/(?s:.*){closing}(?s:.+)/"
         return found + (r" & ~/[ \t\r\n]*[\[{](?s:.*)/" if has_json else "")
 
-    def _refuse_words(self, schema: Mapping[str, Any], kept: set[str], name: str) -> None:
+    def _refuse_words(self, schema: Mapping[str, Any], kept: Set[str], name: str) -> None:
         if wrong := sorted(schema.keys() & _SCHEMA_WORDS - kept):
             accepted = ", ".join(sorted(kept - _NOTES)) or "nothing"
             raise self._refusal(f"{accepted} of {name}", repr(wrong[0]))
@@ -246,13 +248,23 @@ def _text_expression(schema: Mapping[str, Any]) -> str:
 def _whole_text(pattern: str) -> str:
     """The expression of texts in which a pattern is found."""
     begin, end = "(?s:.*)", "(?s:.*)"
-    if "|" not in re.sub(r"\\.|\[[^\]]*\]|\([^()]*\)", "", pattern):
+    if not _has_alternatives(pattern):
         if pattern.startswith("^"):
             begin, pattern = "", pattern[1:]
         if re.search(r"(?<!\\)(?:\\\\)*\$$", pattern):
             end, pattern = "", pattern[:-1]
     slashed = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\/", pattern).replace("\n", r"\n")
     return f"{begin}({slashed}){end}"
+
+
+def _has_alternatives(pattern: str) -> bool:
+    """Whether a bar stands outside of all brackets."""
+    depth = 0
+    for part in re.findall(r"\\.|\[(?:\\.|[^\]\\])*\]|[()|]", pattern):
+        depth += {"(": 1, ")": -1}.get(part, 0)
+        if part == "|" and depth == 0:
+            return True
+    return False
 
 
 def _regex(text: str) -> str:

@@ -4,12 +4,20 @@ everything else as JSON."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 Schema = Mapping[str, Any] | bool
 TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
 TEXT = frozenset({"string"})
+# Words that say nothing of what a value may be.
+NOTES = frozenset(
+    {
+        *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
+        *("$schema", "$id", "$comment", "$defs", "definitions"),
+    }
+)
 _DEEPEST = 16
 # As Python writes them: some templates show the model calls with them.
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
@@ -25,34 +33,74 @@ def schema_of(key: str, parameters: Mapping[str, Any]) -> Schema:
 
 
 def resolve(schema: Schema, root: Mapping[str, Any]) -> Schema:
-    """The schema that a `$ref` into the root's definitions means; other schemas are themselves."""
+    """The schema that a `$ref` within the root means, with what stands beside the reference.
+
+    Other schemas are themselves, and so is one whose reference leads nowhere, in a circle, or to
+    words that stand beside it, too.
+    """
+    found = schema
     for _ in range(_DEEPEST):
-        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
-        if not isinstance(reference, str):
-            break
-        place, _, name = reference.removeprefix("#/").partition("/")
-        schema = root.get(place, {}).get(name, True)
+        if not isinstance(found, Mapping) or not isinstance(found.get("$ref"), str):
+            return found
+        meant = _follow(found["$ref"], root)
+        beside = {word: value for word, value in found.items() if word != "$ref"}
+        if isinstance(meant, bool) and not beside:
+            return meant
+        if not isinstance(meant, Mapping) or meant.keys() & beside.keys() - NOTES:
+            return found
+        found = {**meant, **beside}
     return schema
 
 
-def types_of(schema: Schema, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
-    """Types that a value may have; with "number" comes "integer"."""
-    schema = resolve(schema, root)
-    if isinstance(schema, bool) or depth > _DEEPEST:
-        return TYPES
-    found = TYPES
-    if "type" in schema:
-        named = schema["type"]
-        types = {named} if isinstance(named, str) else set(named)
-        found &= types | ({"integer"} if "number" in types else set())
-    if (listed := values_of(schema)) is not None:
-        found &= frozenset(type_of(value) for value in listed)
-    for word in ("anyOf", "oneOf"):
-        if word in schema:
-            found &= frozenset().union(*(types_of(e, root, depth + 1) for e in schema[word]))
-    for each in schema.get("allOf", ()):
-        found &= types_of(each, root, depth + 1)
+def _follow(reference: str, root: Mapping[str, Any]) -> Any:
+    """What a JSON pointer (RFC 6901) behind "#" leads to, None if nowhere."""
+    found: Any = root
+    if reference != "#" and not reference.startswith("#/"):
+        return None
+    for part in reference.split("/")[1:]:
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(part.replace("~1", "/").replace("~0", "~"))
     return found
+
+
+def types_of(schema: Schema, root: Mapping[str, Any]) -> frozenset[str]:
+    """Types that a value may have; with "number" comes "integer"."""
+    return _Types(root).of(schema)
+
+
+class _Types:
+    """Finds types, looking at every schema once: they may name each other and themselves."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._found: dict[str, frozenset[str]] = {}
+
+    def of(self, schema: Schema) -> frozenset[str]:
+        if isinstance(schema, Mapping) and isinstance(reference := schema.get("$ref"), str):
+            if reference not in self._found:
+                self._found[reference] = frozenset()  # a circle adds nothing
+                meant = _follow(reference, self._root)
+                self._found[reference] = TYPES if meant is None else self.of(meant)
+            return self._found[reference] & self._without_reference(schema)
+        return self._without_reference(schema)
+
+    def _without_reference(self, schema: Schema) -> frozenset[str]:
+        if isinstance(schema, bool):
+            return TYPES
+        found = TYPES
+        if "type" in schema:
+            named = schema["type"]
+            types = {named} if isinstance(named, str) else set(named)
+            found &= types | ({"integer"} if "number" in types else set())
+        if (listed := values_of(schema)) is not None:
+            found &= frozenset(type_of(value) for value in listed)
+        for word in ("anyOf", "oneOf"):
+            if word in schema:
+                found &= frozenset().union(*(self.of(each) for each in schema[word]))
+        for each in schema.get("allOf", ()):
+            found &= self.of(each)
+        return found
 
 
 def values_of(schema: Mapping[str, Any]) -> list[Any] | None:
@@ -109,13 +157,25 @@ def read_value(text: str) -> Any:
     """The value of a JSON text; raises ValueError where it is none, or an object in it says
     something twice."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twins)
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_refuse_twins,
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """Reads one call of a tool, from behind its opening mark on, as its text comes.
 
-There is a reader for each spelling that formats know: an object, a name with an object
-(both here), and a name with tagged arguments (`tagged_body.py`).
+There is a reader for each spelling that formats know: an object with the name in it, a name with
+an object (both here), and a name with tagged arguments (`tagged_body.py`). Each takes
+
+    form: how the family writes a call.
+    functions: on offer, by name.
+    is_certain: the call is valid, so that arguments can go out as they come; otherwise they wait
+        until it is complete.
 """
 
 from __future__ import annotations
@@ -41,18 +46,33 @@ class Body(Protocol):
 
 
 class ObjectEnd:
-    """Finds where a JSON object ends in a text that grows, each character looked at once."""
+    """Finds where a JSON object ends in a text that grows, each character looked at once.
+
+    Attributes:
+        position: of the character behind the end, once it is known.
+        is_broken: something that is no JSON stands outside of strings.
+    """
+
+    _STRING = re.compile(r'(?:[^"\\]|\\.)*+', re.DOTALL)
+    _PLAIN = re.compile(r"[\s0-9A-Za-z:,.+-]*")
 
     def __init__(self) -> None:
-        self.position: int | None = None  # of the character after it
+        self.position: int | None = None
+        self.is_broken = False
         self._num_read = 0
         self._depth = 0
         self._in_string = False
-        self._escaped = False
 
     def read(self, text: str) -> int | None:
         """`position`, once it is known; `text` is the object's beginning so far."""
-        while self.position is None and self._num_read < len(text):
+        while self.position is None and not self.is_broken:
+            run = self._STRING if self._in_string else self._PLAIN
+            match = run.match(text, self._num_read)
+            assert match is not None
+            self._num_read = match.end()
+            # A backslash at the text's end waits for what it escapes.
+            if self._num_read == len(text) or (text[self._num_read] == "\\" and self._in_string):
+                break
             self._look_at(text[self._num_read])
             self._num_read += 1
             if self._depth == 0:
@@ -60,46 +80,77 @@ class ObjectEnd:
         return self.position
 
     def _look_at(self, character: str) -> None:
-        if self._in_string:
-            self._in_string = self._escaped or character != '"'
-            self._escaped = character == "\\" and not self._escaped
-        elif character == '"':
-            self._in_string = True
+        if character == '"':
+            self._in_string = not self._in_string
         elif character in "{[":
             self._depth += 1
         elif character in "}]":
             self._depth -= 1
+        else:
+            self.is_broken = True
 
 
-class JsonBody:
-    """Reads a call whose arguments are a JSON object: behind a head with the name, or in an
-    object with it.
+class Arguments:
+    """Reads the object of a call's arguments as its text comes.
 
     Args:
-        form: how the family writes a call. functions: on offer, by name.
-        is_certain: the call is valid, so that arguments can go out as they come; otherwise they
-            wait until it is complete.
+        is_certain: the object is valid, so that it can go out as it comes; otherwise it waits
+            until it is complete.
     """
+
+    def __init__(self, *, is_certain: bool) -> None:
+        self.state: State = "open"
+        self.rest = ""
+        self._is_certain = is_certain
+        self._held = ""
+        self._num_sent = 0
+        self._end = ObjectEnd()
+
+    def feed(self, text: str) -> str:
+        """More of the text; gives what can go out."""
+        self._held += text
+        end = self._end.read(self._held)
+        if end is not None:
+            self.rest, self.state = self._held[end:], "done"
+        if not self._is_certain:
+            return self._take_whole(end)
+        fragment = self._held[self._num_sent : end]
+        self._num_sent += len(fragment)
+        return fragment
+
+    def _take_whole(self, end: int | None) -> str:
+        if self._end.is_broken or (end is not None and read_object(self._held[:end]) is None):
+            self.state = "broken"
+        return self._held[:end] if self.state == "done" else ""
+
+
+class NamedBody:
+    """Reads a call that is a name and an object with the arguments."""
+
+    # What can still become a mark or two between the name and the arguments.
+    _BEGUN = re.compile(r"(?:\[[A-Z_]{0,8}(?:\]\w{0,64}(?:\[[A-Z]{0,8}\]?)?)?)?\s{0,64}")
 
     def __init__(self, form: ToolFormat, functions: Functions, *, is_certain: bool) -> None:
         self.state: State = "open"
         self.name: str | None = None
         self.rest = ""
         self._functions = functions
-        self._key = form.arguments
-        self._is_object = form.spelling == "object"
-        self._head, self._begun = _heads(form)
-        self._is_certain = is_certain
-        self._held = ""
-        self._end = ObjectEnd()
-        self._num_sent: int | None = None  # characters of `_held` that went out as arguments
+        self._arguments = Arguments(is_certain=is_certain)
+        self._held = ""  # until the name is known
+        # Some templates number the calls between the name and the arguments.
+        marks = rf"(?:\[CALL_ID\]\w{{0,64}})?{re.escape(form.after_name)}\s{{0,64}}"
+        self._head = re.compile(rf"([\w-]+){marks}(?=\{{)")
 
     def feed(self, text: str) -> str:
         """More of the text; gives what it adds to the arguments."""
-        self._held += text
-        if not self._is_object or self._is_certain:
-            return self._read_behind_head()
-        return self._read_object()
+        if self.name is None:
+            self._held = (self._held + text).lstrip()
+            if not self._read_head():
+                return ""
+            text = self._held
+        fragment = self._arguments.feed(text)
+        self.state, self.rest = self._arguments.state, self._arguments.rest
+        return fragment
 
     def finish(self, *, is_closed: bool) -> str:
         """A call that has not ended is none."""
@@ -108,17 +159,70 @@ class JsonBody:
             self.state = "broken"
         return ""
 
-    def _read_object(self) -> str:
-        """An object with the name and the arguments in any order."""
-        start = len(self._held) - len(self._held.lstrip())
-        if self._held[start:] and self._held[start] != "{":
+    def _read_head(self) -> bool:
+        begun = begun_name(self._held, self._functions)
+        head = self._head.match(self._held)
+        if begun is None or (head is None and not self._BEGUN.fullmatch(self._held, len(begun))):
             self.state = "broken"
+        if self.state == "broken" or head is None:
+            return False
+        self.name, self._held = head[1], self._held[head.end() :]
+        return True
+
+
+class ObjectBody:
+    """Reads a call that is an object with the name and the arguments in it."""
+
+    def __init__(self, form: ToolFormat, functions: Functions, *, is_certain: bool) -> None:
+        self.state: State = "open"
+        self.name: str | None = None
+        self.rest = ""
+        self._functions = functions
+        self._key = form.arguments
+        # A valid call goes out as it comes, any other one waits until it is complete.
+        self._arguments = Arguments(is_certain=True) if is_certain else None
+        self._held = ""
+        self._end = ObjectEnd()
+        name = r'"name"\s*:\s*"((?:[^"\\]|\\.)*)"'
+        self._head = re.compile(rf'\s*\{{\s*{name}\s*,\s*"{form.arguments}"\s*:\s*(?=\{{)')
+
+    def feed(self, text: str) -> str:
+        """More of the text; gives what it adds to the arguments."""
+        if self._arguments is None:
+            return self._read_whole(text)
+        return self._read_certain(text, self._arguments)
+
+    def finish(self, *, is_closed: bool) -> str:
+        """A call that has not ended is none."""
+        del is_closed
+        if self.state == "open":
+            self.state = "broken"
+        return ""
+
+    def _read_certain(self, text: str, arguments: Arguments) -> str:
+        if self.name is None:
+            self._held += text
+            head = self._head.match(self._held)
+            if head is None:
+                return ""
+            self.name, text = _unescape(head[1]), self._held[head.end() :]
+        fragment = arguments.feed(text)
+        # One more brace ends the object around the arguments.
+        if arguments.state == "done" and (rest := arguments.rest.lstrip()):
+            self.rest, self.state = rest.removeprefix("}"), "done"
+        return fragment
+
+    def _read_whole(self, text: str) -> str:
+        """An object with the name and the arguments in any order."""
+        self._held = (self._held + text).lstrip()
+        if not self._held:
             return ""
-        end = self._end.read(self._held[start:])
-        if end is None:
-            return ""
-        text, rest = self._held[start : start + end], self._held[start + end :]
-        return self._parse(text, rest)
+        end = self._end.read(self._held) if self._held[0] == "{" else None
+        if end is not None:
+            return self._parse(self._held[:end], self._held[end:])
+        if self._held[0] != "{" or self._end.is_broken:
+            self.state = "broken"
+        return ""
 
     def _parse(self, text: str, rest: str) -> str:
         value = read_object(text) or {}
@@ -132,67 +236,22 @@ class JsonBody:
             return ""
         self.name, self.rest, self.state = name, rest, "done"
         head = self._head.match(text)
-        if head is None:  # in another order
-            return json.dumps(arguments, ensure_ascii=False)
+        if head is None:  # In another order. What was escaped may be half of a surrogate pair.
+            return json.dumps(arguments, ensure_ascii="\\u" in text)
         behind = text[head.end() :]
         return behind[: ObjectEnd().read(behind)]
 
-    def _read_behind_head(self) -> str:
-        if self._num_sent is None and not self._read_head():
-            return ""
-        assert self._num_sent is not None
-        end = self._end.read(self._held)
-        if not self._is_certain:
-            return self._take_whole(end)
-        fragment = self._held[self._num_sent : end]
-        self._num_sent += len(fragment)
-        if end is not None:
-            self._end_behind(self._held[end:])
-        return fragment
 
-    def _read_head(self) -> bool:
-        head = self._head.match(self._held)
-        if head is None:
-            if not self._begun.fullmatch(self._held):
-                self.state = "broken"
-            return False
-        name = _unescape(head[1]) if self._is_object else head[1]
-        if name not in self._functions:
-            self.state = "broken"
-            return False
-        self.name = name
-        self._held, self._num_sent = self._held[head.end() :], 0
-        return True
-
-    def _take_whole(self, end: int | None) -> str:
-        if end is None:
-            return ""
-        text = self._held[:end]
-        if read_object(text) is None:
-            self.state = "broken"
-            return ""
-        self.rest, self.state = self._held[end:], "done"
-        return text
-
-    def _end_behind(self, rest: str) -> None:
-        """The arguments have ended; an object with them ends with one more brace."""
-        if not self._is_object:
-            self.rest, self.state = rest, "done"
-        elif rest := rest.lstrip():
-            self.rest, self.state = rest.removeprefix("}"), "done"
-
-
-def _heads(form: ToolFormat) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What stands before the arguments, with the name in it; and what can still become that."""
-    if form.spelling == "object":
-        name = r'"name"\s*:\s*"((?:[^"\\]|\\.)*)"'
-        return re.compile(rf'\s*\{{\s*{name}\s*,\s*"{form.arguments}"\s*:\s*(?=\{{)'), re.compile(
-            r"\s*(?:\{(?s:.*))?"
-        )
-    # Some templates number the calls between the name and the arguments.
-    head = re.compile(rf"\s*([\w-]+)(?:\[CALL_ID\]\w*)?{re.escape(form.after_name)}\s*(?=\{{)")
-    begun = re.compile(r"\s*[\w-]*(?:\[[A-Z_]*(?:\]\w*(?:\[[A-Z]*\]?)?)?)?\s*")
-    return head, begun
+def begun_name(text: str, functions: Functions) -> str | None:
+    """The name that a text begins with, None if no function's begins so: most of what is no call
+    is known by then."""
+    match = re.match(r"[\w-]*", text)
+    assert match is not None
+    name = match[0]
+    is_whole = len(name) < len(text)
+    if name in functions if is_whole else any(each.startswith(name) for each in functions):
+        return name
+    return None
 
 
 def read_object(text: str) -> dict[str, Any] | None:

@@ -8,13 +8,13 @@ import uuid
 from collections.abc import Callable
 
 from diffusiongpt.engine.tool_formats import ToolFormat
-from diffusiongpt.server.call_bodies import Body, Functions, JsonBody
+from diffusiongpt.server.call_bodies import Body, Functions, NamedBody, ObjectBody
 from diffusiongpt.server.parts import CallArguments, CallBegin, Content, Part, num_certain
 from diffusiongpt.server.tagged_body import TaggedBody
 
-_BODIES: dict[str, type[JsonBody] | type[TaggedBody]] = {
-    "object": JsonBody,
-    "named": JsonBody,
+_BODIES: dict[str, type[ObjectBody] | type[NamedBody] | type[TaggedBody]] = {
+    "object": ObjectBody,
+    "named": NamedBody,
     "tagged": TaggedBody,
 }
 
@@ -63,15 +63,26 @@ class CallSplitter:
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain by now."""
         self._held += text
-        return self._step(False)
+        return self._read_on(is_last=False)
 
     def finish(self) -> list[Part]:
         """The rest."""
-        return self._step(True)
+        return self._read_on(is_last=True)
 
     def close(self) -> None:
         """The text ends where the closing mark of a call would come next."""
         self._is_closed = True
+
+    def _read_on(self, *, is_last: bool) -> list[Part]:
+        """Take steps until one stays where it is; a text may have a thousand marks."""
+        parts: list[Part] = []
+        while True:
+            step = self._step
+            parts += step(is_last)
+            if self._step == step:
+                return parts
+
+    # Each step gives what is certain, and says by `_step` which one comes next.
 
     def _begin_call(self, lead: str) -> None:
         self._lead = lead  # what announced the call, if it was none
@@ -94,7 +105,7 @@ class CallSplitter:
         self._begin_call(before[len(text) :] + found)
         self._held = rest
         self._step = self._inside if self._form.separator is None else self._before_list
-        return [*_content(text), *self._step(is_last)]
+        return _content(text)
 
     def _whole(self, is_last: bool) -> list[Part]:
         """The answer may be one call without marks, if it begins as one."""
@@ -102,7 +113,7 @@ class CallSplitter:
         if not begun and not is_last:
             return []
         self._step = self._inside if begun.startswith("{") else self._rest
-        return self._step(is_last)
+        return []
 
     def _before_list(self, is_last: bool) -> list[Part]:
         """The bracket before calls that share their marks."""
@@ -110,10 +121,10 @@ class CallSplitter:
         if not begun and not is_last:
             return []
         if not begun.startswith(self._form.lead):
-            return self._give_up(is_last)
+            return self._give_up()
         self._lead += self._held[: len(self._held) - len(begun)] + self._form.lead
         self._held, self._step = begun[len(self._form.lead) :], self._inside
-        return self._step(is_last)
+        return []
 
     def _inside(self, is_last: bool) -> list[Part]:
         """A call, from behind what announced it."""
@@ -123,11 +134,10 @@ class CallSplitter:
         if is_last:
             self._arguments += self._body.finish(is_closed=self._is_closed)
         if self._body.state == "broken" and not self._has_begun:
-            return self._give_up(is_last)
+            return self._give_up()
         parts = self._take() if self._is_certain or self._body.state == "done" else []
         if self._body.state == "done":
             self._held, self._step = self._body.rest, self._behind
-            parts += self._step(is_last)
         return parts
 
     def _take(self) -> list[Part]:
@@ -150,18 +160,14 @@ class CallSplitter:
         if separator and begun.startswith(separator):
             self._begin_call(separator)
             self._held, self._step = begun[len(separator) :], self._inside
-            return self._step(is_last)
+            return []
         if closing and begun.startswith(closing):
             self._held = begun[len(closing) :]
         elif closing.startswith(begun) and not is_last:
             return []
         self._is_after_call = True
-        self._step = self._outside if self._form.opening else self._after_whole
-        return self._step(is_last)
-
-    def _after_whole(self, is_last: bool) -> list[Part]:
-        self._strip_behind_call()
-        return self._rest(is_last)
+        self._step = self._outside if self._form.opening else self._rest
+        return []
 
     def _strip_behind_call(self) -> None:
         if self._is_after_call:
@@ -169,15 +175,16 @@ class CallSplitter:
             self._is_after_call = not self._held
 
     def _rest(self, _is_last: bool) -> list[Part]:
+        self._strip_behind_call()
         text, self._held = self._held, ""
         return _content(text)
 
-    def _give_up(self, is_last: bool) -> list[Part]:
+    def _give_up(self) -> list[Part]:
         """It was no call."""
         lead, self._held = self._lead, self._read + self._held
         self._begin_call("")
         self._step = self._outside if self._form.opening else self._rest
-        return [*_content(lead), *self._step(is_last)]
+        return _content(lead)
 
 
 def _content(text: str) -> list[Part]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from diffusiongpt.server.wire import show
@@ -40,6 +40,14 @@ def check_schema(schema: Any, where: str, depth: int = 0) -> None:
             raise ValueError(f"{where}.{word} must be {accepted}, got {show(schema[word])}")
     for path, each in _inner(schema):
         check_schema(each, f"{where}.{path}", depth + 1)
+
+
+def schemas_in(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """A schema that was checked, and the schemas in it."""
+    if isinstance(schema, Mapping):
+        yield schema
+        for _, each in _inner(schema):
+            yield from schemas_in(each)
 
 
 def _inner(schema: Mapping[str, Any]) -> list[tuple[str, Any]]:

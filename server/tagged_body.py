@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from diffusiongpt.engine.tool_formats import ToolFormat
 from diffusiongpt.server.argument_values import TEXT, Schema, restore, schema_of, types_of
-from diffusiongpt.server.call_bodies import Functions, State
+from diffusiongpt.server.call_bodies import Functions, State, begun_name
 
 
 class TaggedBody:
@@ -18,8 +18,7 @@ class TaggedBody:
     belongs to nobody.
 
     Args:
-        form: how the family writes a call. functions: on offer, by name.
-        is_certain: the call is valid, and an argument that comes twice does not undo it.
+        is_certain: an argument that comes twice does not undo the call.
     """
 
     def __init__(self, form: ToolFormat, functions: Functions, *, is_certain: bool) -> None:
@@ -37,10 +36,8 @@ class TaggedBody:
         self._schema: Schema = True
         self._is_string = False
         self._num_searched = 0  # characters of a value that hold no closing tag's beginning
-        opening, closing = re.escape(form.before_name), form.after_name.strip()
-        behind = re.escape(closing) if closing else "(?=<)"
-        self._head = re.compile(rf"\s*{opening}([\w-]+)\s*{behind}")
-        self._begun = re.compile(rf"{opening}[\w-]*\s*")
+        closing = form.after_name.strip()
+        self._behind_name = re.compile(rf"\s*{re.escape(closing) if closing else '(?=<)'}")
 
     def feed(self, text: str) -> str:
         """More of the text; gives what it adds to the arguments."""
@@ -63,16 +60,18 @@ class TaggedBody:
     # Each step gives what it adds, or None where it needs more text.
 
     def _read_name(self) -> str | None:
-        head = self._head.match(self._held)
-        if head is None:
-            begun = self._held.lstrip()
-            if not self._form.before_name.startswith(begun) and not self._begun.fullmatch(begun):
-                self.state = "broken"
-            return None
-        if head[1] not in self._functions:
+        self._held = self._held.lstrip()
+        opening = self._form.before_name
+        if not self._held.startswith(opening):
+            return None if opening.startswith(self._held) else self._break()
+        name = begun_name(self._held[len(opening) :], self._functions)
+        if name is None:
             return self._break()
-        self.name = head[1]
-        self._held, self._step = self._held[head.end() :], self._read_tag
+        behind = self._behind_name.match(self._held, len(opening) + len(name))
+        if behind is None:
+            return None if not self._held[len(opening) + len(name) :].strip() else self._break()
+        self.name = name
+        self._held, self._step = self._held[behind.end() :], self._read_tag
         return ""
 
     def _read_tag(self) -> str | None:

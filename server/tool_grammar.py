@@ -10,13 +10,14 @@ from typing import Any
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.tool_formats import ToolFormat
 from diffusiongpt.server.argument_grammar import ANY_OBJECT, argument_rules, literal, spell_schema
+from diffusiongpt.server.schemas import schemas_in
 from diffusiongpt.server.tools import FunctionDefinition
 
 # Where several schemas may speak of one object, none of them knows all its properties.
-_COMBINING = (
+_COMBINING = {
     *("allOf", "oneOf", "if", "not", "dependentSchemas"),
     *("patternProperties", "unevaluatedProperties"),
-)
+}
 _NAMED, _LISTED = ("properties", "$defs", "definitions"), ("anyOf", "prefixItems")
 
 
@@ -110,8 +111,7 @@ def _call_rules(
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema without properties that nobody named, where it leaves open whether there may be
     some: a model that makes some up would write a valid call that means nothing."""
-    text = json.dumps(schema)
-    if any(f'"{word}": ' in text for word in _COMBINING):
+    if any(each.keys() & _COMBINING for each in schemas_in(schema)):
         return schema
     closed: dict[str, Any] = _close(schema)
     return closed

@@ -5,6 +5,7 @@ import { exportReplay } from "./export.js";
 import { aroundHoles } from "./holes.js";
 import { renderMarkdown } from "./markdown.js";
 import { meterParts, progressParts } from "./meter.js";
+import { renderCalls, renderStructured, renderThinking, takeParts } from "./parts.js";
 import { Player } from "./player.js";
 import { CanvasState, Timeline, newRecording, record } from "./replay.js";
 
@@ -16,7 +17,7 @@ const ABOUT_STATUS = {
 };
 
 export function newAnswer(values, policy, seed) {
-  const nothingYet = { content: "", status: "running", error: null, summary: null, timings: null };
+  const nothingYet = { content: "", reasoning: "", calls: [], status: "running", error: null, summary: null, timings: null };
   return { values, policy, seed, recording: newRecording(), ...nothingYet };
 }
 
@@ -34,13 +35,14 @@ export class AnswerCard {
     this.actions = actions;
     this.view = new CanvasView({ onPaint: () => this.#afterPaint() });
     this.prose = el("div", { class: "prose" });
+    this.told = el("div", { class: "told" });
     this.settled = el("div", { class: "unseen settled", "aria-live": "polite" });
     this.meter = el("p", { class: "meter" });
     this.trouble = el("div", { class: "trouble", role: "alert" });
     this.tools = el("div", { class: "tools" });
     const head = label ? el("h2", { class: "answer-label", text: label }) : null;
     const canvas = this.around ? makePassage(this.view.root, this.around) : this.view.root;
-    const body = el("div", { class: "answer-body" }, canvas, this.prose, this.settled);
+    const body = el("div", { class: "answer-body" }, canvas, this.told, this.settled);
     const parts = [head, body, this.trouble, this.tools, this.meter];
     this.root = el("section", { class: "answer", "aria-label": label ?? "Answer" }, ...parts);
     if (answer.status === "running") this.#showRunning();
@@ -63,6 +65,7 @@ export class AnswerCard {
     if (chunk.usage) this.answer.usage = chunk.usage;
     if (chunk.timings) this.answer.timings = chunk.timings;
     const choice = chunk.choices?.[0];
+    takeParts(this.answer, choice?.delta ?? {});
     const content = choice?.delta?.content ?? choice?.text;
     if (content) this.#settle(content);
   }
@@ -94,8 +97,9 @@ export class AnswerCard {
     const { answer } = this;
     this.root.classList.remove("running");
     this.root.removeAttribute("aria-busy");
-    this.prose.replaceChildren(renderMarkdown(this.#text));
+    this.prose.replaceChildren(renderStructured(this.#text) ?? renderMarkdown(this.#text));
     for (const block of this.prose.querySelectorAll("pre")) addCopy(block);
+    this.told.replaceChildren(...renderThinking(answer.reasoning), this.prose, ...renderCalls(answer.calls, copyButton));
     // The text itself is there to be read now.
     this.settled.replaceChildren();
     this.meter.replaceChildren(...spans(meterParts(answer)));
@@ -125,7 +129,7 @@ export class AnswerCard {
     const button = (text, action) => el("button", { type: "button", class: "line-button", text, on: { click: action } });
     const ways = [button(status === "stopped" ? "Start over" : "Try again", this.actions.regenerate)];
     if (error?.code === "context_length_exceeded") ways.push(button("Ask it in a new chat", this.actions.askAlone));
-    if (error?.param) ways.push(button("Open settings", () => this.actions.openSettings(error.param.split(".").at(-1))));
+    if (error?.param) ways.push(button("Open settings", () => this.actions.openSettings(error.param)));
     return ways;
   }
 

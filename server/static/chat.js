@@ -109,10 +109,11 @@ export class Chat {
   // Where a turn is sent and what is asked there. Holes and drafts have their own lengths.
   #asked(turn) {
     const { prompt: input, segments, draft } = turn;
-    if (segments) return { path: "v1/infill", prompt: { segments, max_tokens: undefined } };
+    const chatOnly = { tools: undefined, max_tokens: undefined };
+    if (segments) return { path: "v1/infill", prompt: { segments, ...chatOnly } };
     if (draft) {
       const { instruction, ...options } = draft;
-      const usage = { stream_options: { include_usage: true }, max_tokens: undefined };
+      const usage = { stream_options: { include_usage: true }, ...chatOnly };
       return { path: "v1/edits", prompt: { input, instruction, ...usage }, options };
     }
     return { path: "v1/chat/completions", prompt: { messages: this.#messagesUpTo(turn) } };

@@ -59,6 +59,10 @@ export const OPTIONS = [
     about: "The same seed gives the same answer. Empty draws a new one each time." },
   { name: "system", label: "System prompt", group: "Chat", kind: "text", place: null,
     about: "Told to the model before the chat." },
+  { name: "tools", label: "Tools", group: "Chat", kind: "json", place: "top", isList: true,
+    about: "A JSON list of functions that the model may call, as OpenAI's API takes them." },
+  { name: "response_format", label: "Form of the answer", group: "Chat", kind: "json", place: "top",
+    about: "What an answer must be, such as {\"type\": \"json_object\"} or a JSON schema." },
 ];
 
 // What an empty field stands for.
@@ -111,6 +115,7 @@ export function toRequest(values, model) {
 
 function spell(option, value) {
   if (option.kind === "integer" || option.kind === "real") return Number(value);
+  if (option.kind === "json") return JSON.parse(value);
   return option.kind === "flag" ? value === "true" : value;
 }
 
@@ -118,6 +123,7 @@ function spell(option, value) {
 export function complaint(option, value) {
   if (value === "" || value === undefined) return null;
   if (option.kind === "digits") return /^-?\d{1,19}$/.test(value) ? null : `${option.label} is a whole number of up to 64 bits.`;
+  if (option.kind === "json") return complainOfJson(option, value);
   if (option.kind !== "integer" && option.kind !== "real") return null;
   const number = Number(value);
   if (!Number.isFinite(number)) return `${option.label} is a number.`;
@@ -125,6 +131,17 @@ export function complaint(option, value) {
   if (number < (option.name === "top_p" ? Number.MIN_VALUE : option.min)) return `${option.label} is at least ${option.min}.`;
   if (option.max !== undefined && number > option.max) return `${option.label} is at most ${option.max}.`;
   return null;
+}
+
+function complainOfJson(option, value) {
+  const kind = option.isList ? "a list" : "an object";
+  try {
+    const parsed = JSON.parse(value);
+    const isKind = option.isList ? Array.isArray(parsed) : parsed !== null && typeof parsed === "object" && !Array.isArray(parsed);
+    return isKind ? null : `${option.label}: ${kind} in JSON.`;
+  } catch {
+    return `${option.label}: ${kind} in JSON, and this is none yet.`;
+  }
 }
 
 export function drawSeed() {

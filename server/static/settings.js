@@ -32,8 +32,9 @@ export class Settings {
     this.#refresh();
   }
 
-  // Focus the field that a refusal named.
-  point(name) {
+  // Focus the field that a refusal named, or named a part of.
+  point(path) {
+    const name = path.split(".").find((part) => this.#fields.has(part));
     this.#fields.get(name)?.input.focus();
   }
 
@@ -59,7 +60,7 @@ export class Settings {
       this.#changed();
     });
     this.#fields.set(option.name, { option, input, about });
-    const isWide = option.kind === "text" || option.kind === "choice";
+    const isWide = ["text", "json", "choice"].includes(option.kind);
     return el("div", { class: `field${isWide ? " tall" : ""}` }, el("label", { for: id, text: option.label }), input, about);
   }
 
@@ -67,6 +68,7 @@ export class Settings {
     const common = { id, "aria-describedby": `${id}-about` };
     const standard = defaultOf(option, this.model);
     if (option.kind === "text") return el("textarea", { ...common, rows: 3, spellcheck: "false" });
+    if (option.kind === "json") return el("textarea", { ...common, class: "code", rows: 3, spellcheck: "false" });
     if (option.kind === "choice") return choice(common, option.choices(this.model), standard);
     if (option.kind === "flag") return choice(common, ["true", "false"], null);
     const inputmode = option.kind === "real" ? "decimal" : "numeric";
@@ -115,7 +117,7 @@ function load() {
 }
 
 function choice(properties, names, standard) {
-  const first = el("option", { value: "", text: standard ? `the model's own: ${standard}` : "the model's own" });
+  const first = el("option", { value: "", text: standard ? `the model's own: ${standard}` : "model's own" });
   return el("select", properties, first, ...names.map((name) => el("option", { value: name, text: name })));
 }
 

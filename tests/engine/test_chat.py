@@ -71,6 +71,13 @@ OTHER_FORMS = {
     MISTRAL_LIST: "[TOOL_CALLS] [",
     MISTRAL: "[TOOL_CALLS]{{ messages[0].name }}[ARGS]",
 }
+# And those of forms that have marks of ours and are others.
+LOOKALIKES = [
+    "<seed:tool_call>\n<function=example>\n<parameter=a>1</parameter>",  # Seed-OSS
+    '<tool_call></tool_call> tags: <tool_calls>[{"name": "f", "arguments": {}}]',  # Apriel
+    '<function=example>{"a": 1}</function>',  # functionary 3.1
+    '{"tool_name": "f", "parameters": {}}{{ messages[0].tool_calls }}',  # Command R7B
+]
 TOOL = {
     "type": "function",
     "function": {
@@ -115,6 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (CHATML + "{% if tools %}" + text + "{% endif %}", True, form)
             for form, text in OTHER_FORMS.items()
         ),
+        *((CHATML + "{% if tools %}" + text + "{% endif %}", False, HERMES) for text in LOOKALIKES),
         (CHATML + "".join(OTHER_FORMS.values()), False, HERMES),
         ("{# tools #}{{ messages[0].content }}", False, HERMES),
     ],

@@ -98,6 +98,8 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
         ["ab", [1, 2]],
         [["a"]],
     ),
+    ({"type": "string", "pattern": "^((a|b)|c)$"}, ["a", "c"], ["ad", "dc"]),
+    ({"$ref": "#/$defs/word", "minLength": 2}, ["ab"], ["a"]),
     ({"$ref": "#/$defs/place"}, [{"zip": 1}], [{"zip": "a"}, 3]),
     ({"type": "object", "properties": {"a": {"$ref": "#/$defs/place"}}}, [{"a": {"zip": 1}}], [3]),
 ]
@@ -113,7 +115,7 @@ def test_tagged_values_are_kept(
         "type": "object",
         "properties": {"v": schema},
         "required": ["v"],
-        "$defs": {"place": place},
+        "$defs": {"place": place, "word": {"type": "string"}},
     }
     function = FunctionDefinition(name="f", parameters=parameters)
     constraint = forced_calls([function], form, several=False)
@@ -157,6 +159,8 @@ def test_no_text_can_end_its_value_early(tokenizer: Any, form: ToolFormat):
         ({"properties": {"a": {}}, "minProperties": 1}, "'minProperties'"),
         ({"anyOf": [{"properties": {"a": {}}}]}, "'anyOf'"),
         ({"properties": {"a</arg_key>": {}}}, "'a</arg_key>'"),
+        ({"properties": {"a": {"$ref": "#/title/x"}}, "title": "t"}, "'$ref'"),
+        ({"properties": {"a": {"type": "array", "items": {"$ref": "#"}}}}, "'#'"),
         ({"properties": {"a": {"enum": ["</arg_value>"]}}}, "'</arg_value>'"),
         (
             {

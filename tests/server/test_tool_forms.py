@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from typing import Any
 
 import jsonschema
@@ -17,6 +18,7 @@ from diffusiongpt.engine.tool_formats import (
     FORMATS,
     GLM,
     GLM_COMPACT,
+    HERMES,
     MISTRAL,
     MISTRAL_LIST,
     QWEN_CODER,
@@ -166,6 +168,42 @@ def test_a_stop_string_at_the_closing_mark_ends_a_call():
             collected.add(splitter.finish())
             assert calls_of(collected) == [call]
             assert collected.content == ""
+
+
+@pytest.mark.parametrize("form", [HERMES, *WRITTEN], ids=lambda form: form.name)
+@pytest.mark.parametrize("behind", ["", "{", '{"', "weather\n<arg_key>", "weather[ARGS]{"])
+def test_a_model_that_repeats_a_mark_for_ever_is_text_and_takes_no_time(
+    form: ToolFormat, behind: str
+):
+    start = time.monotonic()
+    pieces = [form.opening + behind] * 2000
+    for text in (pieces, ["".join(pieces)]):
+        assert read(form, text).content == "".join(pieces)
+    assert time.monotonic() - start < 5  # a tenth of a second on a quiet machine
+
+
+@pytest.mark.parametrize("form", WRITTEN, ids=lambda form: form.name)
+def test_what_begins_no_functions_name_is_given_up_at_once(form: ToolFormat):
+    splitter = CallSplitter(form, SCHEMAS)
+    if form.spelling == "object":
+        text = f"{form.opening}{form.lead}{{<"
+    else:
+        text = f"{form.opening}{form.lead}{form.before_name}x"
+    collected = Collected()
+    for letter in text:
+        collected.add(splitter.feed(letter))
+    assert collected.content == text
+
+
+def test_arguments_can_always_be_sent():
+    """Half of a surrogate pair is no UTF-8, and infinity no JSON."""
+    halved, too_large = (
+        read(HERMES, [f'<tool_call>{{"arguments": {{"a": {value}}}, "name": "clock"}}</tool_call>'])
+        for value in ('"\\ud800"', "1e999")
+    )
+    halved.calls[0].arguments.encode()
+    assert calls_of(halved) == [("clock", {"a": "\ud800"})]
+    assert too_large.calls == []
 
 
 ASK: dict[str, Any] = {

@@ -158,6 +158,10 @@ INNER, REF = object_of(a={}), {"$ref": "#/$defs/x"}
             object_of(a=REF) | {"$defs": {"x": INNER}},
             closed(a=REF) | {"$defs": {"x": closed(a={})}},
         ),
+        (
+            object_of(oneOf={}) | {"default": {"not": {}}},
+            closed(oneOf={}) | {"default": {"not": {}}},
+        ),
         (object_of(a={"allOf": [INNER, INNER]}), object_of(a={"allOf": [INNER, INNER]})),
     ],
 )
