@@ -214,6 +214,21 @@ def test_the_other_languages_over_the_older_route(client: TestClient):
     assert isinstance(json.loads(text(json_object=True)), dict)
 
 
+def test_every_hole_of_an_infill_may_have_a_schema(client: TestClient):
+    age = {"type": "integer", "minimum": 0, "maximum": 120}
+    tree = {"type": "array", "items": {"$ref": "#"}}
+    holes = [{"mask": 40}, {"mask": 4, "structured_outputs": {"json": age}}]
+    segments = ["the cat ", holes[0], " is ", holes[1]]
+    fields = {"model": "tiny", "segments": segments, "response_format": STRICT, "seed": 3}
+    choice = client.post("/v1/infill", json=fields).json()["choices"][0]
+    for fill, schema in zip(choice["fills"], (SCHEMA, age), strict=True):
+        jsonschema.validate(json.loads(fill), schema)
+    holes[1]["structured_outputs"] = {"json": tree}
+    refused = client.post("/v1/infill", json=fields)
+    assert refused.status_code == 400
+    assert "because # refers to itself" in refused.json()["error"]["message"]
+
+
 NESTED: dict[str, Any] = {}
 for _ in range(150):
     NESTED = {"type": "array", "items": NESTED}
