@@ -80,6 +80,8 @@ class GenerationParams:
             occurring at all. Tokens committed in the same step do not see each other.
         seed: 64-bit; None draws one. The same seed gives the same tokens in any company.
         threshold, factor, entropy_bound: the preset's gate, replaced.
+        max_per_step: what an adaptive policy commits in a step at most, where the budget of steps
+            leaves it the choice.
         stable: steps in a row in which the most likely token must have been the same, 1..256.
         credit: weight alpha of the credit that the policy `credit` adds to logits.
         position_bias: taken from a position's score for every position between it and the
@@ -119,6 +121,7 @@ class GenerationParams:
     threshold: float | None = None
     factor: float | None = None
     entropy_bound: float | None = None
+    max_per_step: int | None = None
     stable: int | None = None
     credit: float | None = None
     position_bias: float | None = None
@@ -155,6 +158,7 @@ class GenerationParams:
         _check_number("threshold", self.threshold, 0.0, 1.0)
         _check_number("factor", self.factor, 0.0, math.inf)
         _check_number("entropy_bound", self.entropy_bound, 0.0, math.inf)
+        _check_integer("max_per_step", self.max_per_step, 1, MAX_STEPS)
         if self.stable is not None:
             _check_integer("stable", self.stable, 1, MAX_STABLE)
         _check_number("credit", self.credit, 0.0, 10.0, above_low=True)

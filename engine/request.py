@@ -254,10 +254,12 @@ def _prepare(
     blocks = plan_blocks(canvas, params, info)
     _check_cache(params, policy, blocks, info)
     num_masked = canvas.num_masked
-    num_blocks = sum(
-        None in canvas.region[start - blocks.prompt_length : end - blocks.prompt_length]
-        for start, end in blocks.spans_from(blocks.prompt_length)
-    )
+    origin = blocks.prompt_length
+    masks = [
+        canvas.region[start - origin : end - origin].count(None)
+        for start, end in blocks.spans_from(origin)
+    ]
+    num_blocks = sum(each > 0 for each in masks)
     if draft is not None:
         _check_draft(draft, params, policy, blocks)
         num_masked -= draft.num_kept
@@ -270,6 +272,8 @@ def _prepare(
             f"{blocks.block_length} in {params.max_tokens} tokens, got {steps}",
             "steps",
         )
+    if draft is None:
+        _check_most(params, masks)
     return Request(
         request_id=request_id,
         canvas=canvas,
@@ -280,6 +284,20 @@ def _prepare(
         draft=draft,
         languages=languages,
     )
+
+
+def _check_most(params: GenerationParams, masks: Sequence[int]) -> None:
+    """Refuse a budget of steps in which blocks of so many masks cannot be filled."""
+    most, steps = params.max_per_step, params.steps
+    if most is None or steps is None:
+        return
+    needed = sum(math.ceil(each / most) for each in masks)
+    if steps < needed:
+        raise InvalidRequest(
+            f"steps must be at least {needed}, because a step commits at most "
+            f"max_per_step={most} of {sum(masks)} tokens, got {steps}",
+            "steps",
+        )
 
 
 def _check_draft(

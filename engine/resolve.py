@@ -19,6 +19,7 @@ _USES: Mapping[str, Callable[[Policy], bool]] = MappingProxyType(
         "threshold": lambda preset: preset.adaptive,
         "factor": lambda preset: preset.adaptive,
         "entropy_bound": lambda preset: preset.adaptive,
+        "max_per_step": lambda preset: preset.adaptive,
         "stable": lambda preset: preset.stable > 0,
         "credit": lambda preset: preset.credit > 0.0,
         "position_bias": lambda preset: not (preset.timed or preset.single),

@@ -75,6 +75,7 @@ BOUNDS: dict[str, dict[str, Json]] = {
     "max_rounds": {"integer": _between(0, MAX_ROUNDS)},
     "factor": {"number": _between(0)},
     "entropy_bound": {"number": _between(0)},
+    "max_per_step": {"integer": _between(1, MAX_STEPS)},
     "stable": {"integer": _between(1, MAX_STABLE)},
     "credit": {"number": _above(0, 10)},
     "position_bias": {"number": _between(0)},

@@ -53,6 +53,9 @@ class DiffusionOptions(Wire):
     threshold: float | None = Field(None, description="gate of the policy threshold")
     factor: float | None = Field(None, description="gate of the policy factor")
     entropy_bound: float | None = Field(None, description="gate of entropy_bound, in nats")
+    max_per_step: int | None = Field(
+        None, description="most positions that an adaptive policy commits in a step"
+    )
     stable: int | None = Field(None, description="gate of stability: steps with the same top token")
     credit: float | None = Field(None, description="what credit adds, in its own policy")
     position_bias: float | None = Field(None, description="preference for positions on the left")

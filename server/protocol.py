@@ -237,6 +237,7 @@ class GenerationRequest(BaseModel):
             threshold=options.threshold,
             factor=options.factor,
             entropy_bound=options.entropy_bound,
+            max_per_step=options.max_per_step,
             stable=options.stable,
             credit=options.credit,
             position_bias=options.position_bias,

@@ -232,6 +232,28 @@ def test_every_policy_that_revises_fills_holes_with_words(engine: Engine, policy
             assert all(each.token_id == done.token_ids[each.position] for each in done.tokens)
 
 
+def test_what_was_taken_back_is_told_no_more():
+    engine = bidirectional()
+    for seed in range(6):
+        params = revising("remdm", constraint=NAMES, seed=seed, logprobs=1)
+        frames = engine._run([engine.prepare(Infill("the ", Hole(7), " sat"), params)])
+        (sent,) = frames.values()
+        held: dict[int, int] = {}
+        told: dict[int, int] = {}
+        for frame in sent:
+            changed = {position for position, _ in frame.tokens} | set(frame.remasked)
+            held = {p: t for p, t in held.items() if p not in changed} | dict(frame.tokens)
+            told = {p: t for p, t in told.items() if p not in changed}
+            told |= {each.position: each.token.token_id for each in frame.logprobs}
+            assert {each.position for each in frame.committed} <= changed
+        text = sent[-1].fills[0]
+        end = min((p for p, t in held.items() if t == IM_END), default=7)
+        # The token that ends the text may be told of as well; nothing behind it is.
+        assert {p: t for p, t in told.items() if p < end} == {p: held[p] for p in range(end)}
+        assert set(told) <= set(range(end + 1))
+        assert text in NAMES.choices
+
+
 def test_the_same_alone_and_in_company(engine: Engine):
     if engine.info.attention == "block_causal":
         return

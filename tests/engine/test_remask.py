@@ -240,6 +240,17 @@ def test_wino_equals_the_plain_loop(length: int, threshold: float, steps: int | 
     assert num_remasked or length < 12 or threshold > 0.26
 
 
+def test_no_step_commits_more_than_it_may():
+    for policy in ("threshold", "wino"):
+        params = GenerationParams(
+            max_tokens=24, policy=policy, threshold=0.0, max_per_step=5, temperature=1.0, seed=1
+        )
+        frames = list(toy_engine(HashModel(vocab_size=12)).stream([1], params))
+        commits = [len(frame.tokens) for frame in frames]
+        assert max(commits) == 5
+        assert frames[-1].masked == 0
+
+
 def test_wino_with_kept_blocks_is_wino_without():
     fields = {"vocab_size": 12, "block_length": 4, "context_length": 64}
     params = GenerationParams(max_tokens=16, policy="wino", threshold=0.1, temperature=1.0, seed=1)

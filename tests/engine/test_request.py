@@ -55,6 +55,19 @@ def model_info(*, block_causal: bool = False) -> ModelInfo:
             "threshold belongs to the policies threshold, factor, .*; random has no use for it",
         ),
         ({"max_tokens": 40, "block_length": 4, "steps": 9}, "steps must be at least 10"),
+        (
+            {"max_tokens": 20, "policy": "threshold", "steps": 6, "max_per_step": 3},
+            "steps must be at least 7, because a step commits at most max_per_step=3 of 20 tokens",
+        ),
+        (
+            {"max_tokens": 20, "block_length": 4, "steps": 9, "max_per_step": 3},
+            "steps must be at least 10, because a step commits at most max_per_step=3 of 20",
+        ),
+        ({"max_per_step": 0}, r"max_per_step must be in 1\.\.65536, got 0"),
+        (
+            {"max_tokens": 8, "policy": "random", "max_per_step": 3},
+            "max_per_step belongs to the policies threshold, .*wino; random has no use for it",
+        ),
         ({"max_tokens": 100, "block_length": 60}, "must leave room for text"),
     ],
 )
