@@ -14,7 +14,7 @@ from diffusiongpt.engine.draft import DraftPlan, plan_draft
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.languages import Language
-from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.params import MAX_STEPS, GenerationParams
 from diffusiongpt.engine.policies import PRESETS, Policy
 from diffusiongpt.engine.resolve import POLICY_PARAMETERS, resolve_policy
 from diffusiongpt.engine.slots import SlotIntegers, SlotReals
@@ -147,11 +147,10 @@ def prepare_infill(
     """
     if info.attention == "block_causal" and canvas.is_infill:
         params = _see_the_whole_canvas(params, info)
-    tosses = PRESETS[params.policy or info.defaults.policy or "entropy_bound"].tosses
-    if params.steps is not None and params.steps > canvas.num_masked and not tosses:
+    most = _most_steps(canvas, params, info)
+    if params.steps is not None and params.steps > most:
         raise InvalidRequest(
-            f"steps must be in 1..{canvas.num_masked}, one for each masked position, "
-            f"got {params.steps}",
+            f"steps must be in 1..{most}, one for each masked position, got {params.steps}",
             "steps",
         )
     languages = tuple(languages) or (None,) * len(canvas.holes)
@@ -161,6 +160,12 @@ def prepare_infill(
     params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
     request = _prepare(request_id, canvas, params, info, languages=languages)
     return replace(request, has_holes=True)
+
+
+def _most_steps(canvas: Canvas, params: GenerationParams, info: ModelInfo) -> int:
+    """One for each mask; policies that mask again may take more."""
+    tosses = PRESETS[params.policy or info.defaults.policy or "entropy_bound"].tosses
+    return MAX_STEPS if tosses else canvas.num_masked
 
 
 def prepare_scaffold(
@@ -184,7 +189,7 @@ def prepare_scaffold(
             f"with scaffold={params.scaffold}, got {params.max_tokens}",
             "max_tokens",
         )
-    steps = None if params.steps is None else min(params.steps, canvas.num_masked)
+    steps = params.steps and min(params.steps, _most_steps(canvas, params, info))
     params = params.replace(max_tokens=length, steps=steps, ignore_eos=True)
     request = _prepare(request_id, canvas, params, info, languages=tuple(languages))
     return replace(request, has_holes=True, is_scaffold=True)
