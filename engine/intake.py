@@ -16,7 +16,13 @@ from diffusiongpt.engine.languages import Language, Languages
 from diffusiongpt.engine.lengths import limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.engine.request import Request, prepare_infill, prepare_request
+from diffusiongpt.engine.request import (
+    Request,
+    prepare_infill,
+    prepare_request,
+    prepare_scaffold,
+)
+from diffusiongpt.engine.scaffold import place_scaffold
 from diffusiongpt.engine.scheduler import Scheduler
 from diffusiongpt.engine.tokenizer import Tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary
@@ -63,12 +69,18 @@ class Intake:
         language = self._language_of(params.constraint)
         name = f"request-{next(self._ids)}"
         if isinstance(prompt, Infill):
-            if params.draft is not None:
-                raise InvalidRequest("a draft cannot come with holes, got both", "draft")
+            for field, value in (("draft", params.draft), ("scaffold", params.scaffold)):
+                if value is not None:
+                    raise InvalidRequest(f"a {field} cannot come with holes, got both", field)
             parts = [self._as_part(each, params.constraint) for each in prompt.parts]
             canvas = Canvas.of_parts(parts)
             languages = [self._language_of(each) for each in constraints_of(parts)]
             request = prepare_infill(name, canvas, params, self._info, languages)
+        elif params.scaffold is not None and language is not None:
+            room, encode = min(params.scaffold, params.max_tokens), self.text_side().encode
+            ids = self.as_ids(prompt)
+            canvas, values = place_scaffold(ids, language, room, encode, self.compile)
+            request = prepare_scaffold(name, canvas, values, params, self._info)
         else:
             draft_ids = () if params.draft is None else self.as_ids(params.draft.text)
             ids = self.as_ids(prompt)

@@ -241,10 +241,11 @@ def add_multiples(parts: Parts, modulus: int, start: int, end: int) -> None:
 
 
 def spell(value: Any) -> str:
-    """A string, number or truth value in JSON; raises NotRegular where it has no spelling."""
+    """A value in JSON, with a space after commas alone; raises NotRegular where it has no
+    spelling."""
     if isinstance(value, float) and not math.isfinite(value):
         raise NotRegular
-    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = json.dumps(value, ensure_ascii=False, separators=(", ", ":")).replace("\x7f", "\\u007f")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -119,6 +119,15 @@ class LiftedAutomaton:
             before = following
         return self._retrace(line, before & self.last)
 
+    def longest(self, limit: int) -> int:
+        """Tokens of the longest text, or `limit` if it is longer."""
+        states = self.first
+        for count in range(limit):
+            states = self.after(states, None)
+            if not states[: self.end].any():
+                return count
+        return limit
+
     def _retrace(self, line: Sequence[States], after: States) -> list[int]:
         tokens: list[int] = []
         for before in reversed(line):

@@ -100,6 +100,8 @@ class GenerationParams:
             None and "off": nothing is approximated (block-causal models keep what is exact).
         draft: what the completion begins with instead of masks, and how much of it is redone.
         constraint: the language that the completion's text is a word of, always.
+        scaffold: positions that each value of a `json_schema` gets at most; the keys and marks
+            around them are on the canvas from the start. The canvas is as long as they take.
         stop: strings that end the completion and are not part of it.
         ignore_eos: an end-of-text token does not end the completion.
         watch: whether frames carry every position's text, not only the settled text.
@@ -132,6 +134,7 @@ class GenerationParams:
     cache: CacheName | None = None
     draft: Draft | None = None
     constraint: Constraint | None = None
+    scaffold: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     watch: bool = False
@@ -180,8 +183,16 @@ class GenerationParams:
                 f"constraint must be a Constraint, got {type(self.constraint).__name__}",
                 "constraint",
             )
+        self._check_scaffold()
         self._check_stop()
         self._check_bias()
+
+    def _check_scaffold(self) -> None:
+        _check_integer("scaffold", self.scaffold, 1, None)
+        kind = None if self.constraint is None else self.constraint.kind
+        if self.scaffold is not None and kind != "json_schema":
+            got = "no constraint" if kind is None else f"a {kind}"
+            raise InvalidRequest(f"scaffold goes with a json_schema, got {got}", "scaffold")
 
     def _check_stop(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:

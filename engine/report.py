@@ -129,5 +129,5 @@ def last_frame(request: Request, error: str | None = None) -> Frame:
         masked=request.params.max_tokens,
         finish_reason=FinishReason.ABORT if error is None else FinishReason.ERROR,
         error=error,
-        usage=Usage(prompt_tokens=request.canvas.num_given, completion_tokens=0, steps=0, nfe=0),
+        usage=Usage(prompt_tokens=request.num_prompt_tokens, completion_tokens=0, steps=0, nfe=0),
     )

@@ -14,7 +14,7 @@ from diffusiongpt.engine.draft import DraftPlan, plan_draft
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.languages import Language
-from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.params import MAX_STEPS, GenerationParams
 from diffusiongpt.engine.policies import PRESETS, Policy
 from diffusiongpt.engine.resolve import POLICY_PARAMETERS, resolve_policy
 from diffusiongpt.engine.slots import SlotIntegers, SlotReals
@@ -35,6 +35,7 @@ class Request:
         steps: budget of denoising steps; a constraint may need more of them.
         has_holes: it was asked for as a text with holes, even if nothing comes after the last.
         languages: of each hole what it must be a text of, or None; a completion is one hole.
+        is_scaffold: what is given within the region is part of the answer, and not of the prompt.
     """
 
     request_id: str
@@ -46,6 +47,18 @@ class Request:
     draft: DraftPlan | None = None
     has_holes: bool = False
     languages: tuple[Language | None, ...] = ()
+    is_scaffold: bool = False
+
+    @property
+    def may_pass_blocks(self) -> bool:
+        """Whether some blocks may be full from the start; they are computed with the next one
+        that is not."""
+        return self.draft is not None or bool(self.canvas.given)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens that came with the request, those between holes included."""
+        return len(self.canvas.prompt) if self.is_scaffold else self.canvas.num_given
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -134,11 +147,10 @@ def prepare_infill(
     """
     if info.attention == "block_causal" and canvas.is_infill:
         params = _see_the_whole_canvas(params, info)
-    tosses = PRESETS[params.policy or info.defaults.policy or "entropy_bound"].tosses
-    if params.steps is not None and params.steps > canvas.num_masked and not tosses:
+    most = _most_steps(canvas, params, info)
+    if params.steps is not None and params.steps > most:
         raise InvalidRequest(
-            f"steps must be in 1..{canvas.num_masked}, one for each masked position, "
-            f"got {params.steps}",
+            f"steps must be in 1..{most}, one for each masked position, got {params.steps}",
             "steps",
         )
     languages = tuple(languages) or (None,) * len(canvas.holes)
@@ -148,6 +160,39 @@ def prepare_infill(
     params = params.replace(max_tokens=len(canvas.region), ignore_eos=True)
     request = _prepare(request_id, canvas, params, info, languages=languages)
     return replace(request, has_holes=True)
+
+
+def _most_steps(canvas: Canvas, params: GenerationParams, info: ModelInfo) -> int:
+    """One for each mask; policies that mask again may take more."""
+    tosses = PRESETS[params.policy or info.defaults.policy or "entropy_bound"].tosses
+    return MAX_STEPS if tosses else canvas.num_masked
+
+
+def prepare_scaffold(
+    request_id: str,
+    canvas: Canvas,
+    languages: Sequence[Language],
+    params: GenerationParams,
+    info: ModelInfo,
+) -> Request:
+    """A request that fills the values of a schema; what is given between them is the answer's.
+
+    A block-causal model writes it block by block: it sees the keys before a value, not those after.
+
+    Raises:
+        InvalidRequest: with the offending value and what would be accepted.
+    """
+    length = len(canvas.region)
+    if length > params.max_tokens:
+        raise InvalidRequest(
+            f"max_tokens must be at least {length}, what the keys and the room of the values take "
+            f"with scaffold={params.scaffold}, got {params.max_tokens}",
+            "max_tokens",
+        )
+    steps = params.steps and min(params.steps, _most_steps(canvas, params, info))
+    params = params.replace(max_tokens=length, steps=steps, ignore_eos=True)
+    request = _prepare(request_id, canvas, params, info, languages=tuple(languages))
+    return replace(request, has_holes=True, is_scaffold=True)
 
 
 def _check_hole(hole: tuple[int, int], language: Language, num_holes: int) -> None:

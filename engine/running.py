@@ -102,8 +102,7 @@ class Running:
     def max_tokens_ahead(self) -> int:
         """Most tokens that a forward to come computes of it."""
         blocks = self.request.blocks
-        # Blocks of a draft may be passed over, and are computed with the next one that is not.
-        if self.cache is None or not self.cache.is_exact or self.draft:
+        if self.cache is None or not self.cache.is_exact or self.request.may_pass_blocks:
             return blocks.max_window + self.request.num_shadows
         most = max(self.window().length, min(2 * blocks.block_length, blocks.max_window))
         return most + self.request.num_shadows
@@ -239,12 +238,9 @@ class Running:
 
     def usage(self) -> Usage:
         """What the request has cost so far."""
-        end = self.stopped_at + 1 if self.has_ended and self.stopped_at is not None else None
-        canvas = self.request.canvas
-        filled = canvas.num_masked - self.masked
         return Usage(
-            prompt_tokens=canvas.num_given,
-            completion_tokens=filled if end is None else end,
+            prompt_tokens=self.request.num_prompt_tokens,
+            completion_tokens=self._count_tokens(),
             steps=self.num_commit_steps,
             nfe=self.nfe + self.num_looks,
             cached_tokens=self.cached_tokens,
@@ -252,6 +248,18 @@ class Running:
             rejected_tokens=len(self.draft) - accepted,
             grammar_seconds=0.0 if self.guide is None else self.guide.seconds,
         )
+
+    def _count_tokens(self) -> int:
+        """Tokens of the answer: up to its end, or all that were filled. Those of a scaffold are the
+        answer's, too, and what its values leave of their room is not."""
+        if self.request.is_scaffold:
+            return sum(
+                is_filled and not self.is_past_end(position)
+                for position, is_filled in enumerate(self.filled)
+            )
+        if self.has_ended and self.stopped_at is not None:
+            return self.stopped_at + 1
+        return self.request.canvas.num_masked - self.masked
 
     def _count_accepted(self) -> int:
         """Tokens of the draft that are at their place in the content."""

@@ -84,7 +84,7 @@ class Scheduler:
 
     def max_tokens(self, request: Request) -> int:
         """Most tokens that one forward computes of a request."""
-        if self._keeps_blocks(request) and request.draft is None:
+        if self._keeps_blocks(request) and not request.may_pass_blocks:
             return request.blocks.max_cached_window + request.num_shadows
         return request.blocks.max_window + request.num_shadows
 

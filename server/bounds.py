@@ -81,6 +81,7 @@ BOUNDS: dict[str, dict[str, Json]] = {
     "position_bias": {"number": _between(0)},
     "remask": {"number": _above(0, 1)},
     "gap": {"integer": _between(1)},
+    "scaffold": {"integer": _between(1)},
     "strength": {"number": _between(0, 1)},
     "TextPart.type": {"string": {"enum": ["text"]}},
     "tools": {"array": {"maxItems": MAX_TOOLS}},

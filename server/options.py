@@ -65,6 +65,9 @@ class DiffusionOptions(Wire):
         None, description="replace filled tokens, where the model can", union_mode="left_to_right"
     )
     cache: CacheName = Field("off", description="an approximation, for bidirectional models")
+    scaffold: int | None = Field(
+        None, description="write a schema's keys first, and give each value so many positions"
+    )
     strength: float | None = Field(
         None, description="share of a draft's tokens that is masked and denoised again, 0 to 1"
     )

@@ -15,6 +15,7 @@ from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.logprobs import MAX_LOGPROBS
 from diffusiongpt.engine.params import MAX_BIASED, GenerationParams
+from diffusiongpt.engine.scaffold import values_of_scaffold
 from diffusiongpt.server.formats import OLDER_NAMES, ResponseFormat, StructuredOutputs
 from diffusiongpt.server.options import DiffusionOptions, EditOptions, FrameMode, StreamOptions
 from diffusiongpt.server.wire import FieldError, Quickly, show
@@ -169,7 +170,10 @@ class GenerationRequest(BaseModel):
     @property
     def constraints(self) -> list[Constraint]:
         """Every constraint of the request; raises InvalidRequest."""
-        return [] if (constraint := self.constraint) is None else [constraint]
+        if (constraint := self.constraint) is None:
+            return []
+        values = values_of_scaffold(constraint) if self.diffusion.scaffold else []
+        return [constraint, *values]
 
     @property
     def constraint_field(self) -> str:
@@ -250,6 +254,7 @@ class GenerationRequest(BaseModel):
             ),
             cache=None if options.cache == "off" else options.cache,
             constraint=self.constraint,
+            scaffold=options.scaffold,
             logprobs=self.num_logprobs,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             watch=self.frames != "off",

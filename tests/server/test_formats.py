@@ -229,6 +229,26 @@ def test_every_hole_of_an_infill_may_have_a_schema(client: TestClient):
     assert "because # refers to itself" in refused.json()["error"]["message"]
 
 
+def test_a_scaffold_has_the_keys_in_its_first_frame(client: TestClient):
+    fields = {"response_format": STRICT, "logprobs": True}
+    body = ask(client, diffusion={"scaffold": 5}, **fields).json()
+    whole = body["choices"][0]["message"]["content"]
+    jsonschema.validate(json.loads(whole), SCHEMA)
+    told = body["choices"][0]["logprobs"]["content"]
+    assert 2 <= len(told) <= 2 * 5
+    assert body["usage"]["completion_tokens"] > len(told)
+    for frames in ("off", "full"):
+        options = {"frames": frames, "scaffold": 5}
+        text = ask(client, stream=True, diffusion=options, **fields).text
+        chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        content = [each["choices"][0]["delta"].get("content", "") for each in chunks]
+        assert "".join(content) == whole
+        assert next(each for each in content if each).startswith('{"colour":')
+    refused = ask(client, structured_outputs={"regex": "a"}, diffusion={"scaffold": 5}).json()
+    assert refused["error"]["param"] == "diffusion.scaffold"
+    assert "scaffold goes with a json_schema, got a regex" in refused["error"]["message"]
+
+
 NESTED: dict[str, Any] = {}
 for _ in range(150):
     NESTED = {"type": "array", "items": NESTED}
