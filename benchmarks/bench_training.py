@@ -3,8 +3,10 @@
 Operations are counted by `diffusiongpt.training.flops`, product by product (forward, backward,
 attention and head, which runs on the masked positions; what the optimiser computes is time and no
 operation). The reference is the best of one large product and of the products of the model's own
-matrices at its own number of positions, each round anew: all are taken in turn.
+matrices at its own number of positions, each round anew: all are taken in turn. So is a step whose
+attention is SDPA, for which the model has a second copy: `times_faster_than_sdpa`.
 
+`--rows N` rows a step instead of the shape's own, `--larger 0` and `--bundled 0` leave a shape out.
 `--processor_time 1` counts the process's own time, for one thread on a core that others share.
 For the timing of long runs set what docs/TRAINING.md says under "Speed on a CPU".
 """
@@ -16,10 +18,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from diffusiongpt.training import attention
 from diffusiongpt.training.config import TrainingConfig, from_mapping
 from diffusiongpt.training.denoiser import Denoiser, build_network
 from diffusiongpt.training.flops import step_flops
@@ -75,8 +79,11 @@ MINUSCULE: Shape = {
 
 def main() -> None:
     """Measure and report, for the bundled model and for a larger one."""
-    options = parse_arguments(__doc__, compile=0, muon=0, processor_time=0)
+    options = parse_arguments(
+        __doc__, compile=0, muon=0, processor_time=0, rows=0, bundled=1, larger=1
+    )
     shapes = {"bundled": (64, 2, 32, MINUSCULE)} if options.quick else SHAPES
+    shapes = {name: shape for name, shape in shapes.items() if getattr(options, name)}
     result: dict[str, Any] = {"processor_time": bool(options.processor_time)}
     result |= {name: measure_shape(options, *shape) for name, shape in shapes.items()}
     report(options, "training", ">= 45 % of the matrix product rate", result)
@@ -85,6 +92,7 @@ def main() -> None:
 def measure_shape(options: Any, vocabulary: int, rows: int, length: int, shape: Shape) -> Any:
     """Rates of a step and of every candidate for the reference, in Gflop/s."""
     optimizer = "muon" if options.muon else "adamw"
+    rows = options.rows or rows
     config = from_mapping(
         {
             "model": shape,
@@ -93,7 +101,8 @@ def measure_shape(options: Any, vocabulary: int, rows: int, length: int, shape: 
             "run": {"batch_size": rows, "optimizer": optimizer},
         }
     )
-    denoiser = make_denoiser(config, vocabulary, bool(options.compile))
+    compiled = bool(options.compile)
+    denoiser = make_denoiser(config, vocabulary, compiled)
     batch = draw_batch(config, vocabulary)
     headed = int(batch["masked"].sum())
     flops = step_flops(denoiser.network, (BLOCK,), rows, length, headed)
@@ -104,6 +113,7 @@ def measure_shape(options: Any, vocabulary: int, rows: int, length: int, shape: 
         **{name: run for name, (run, _) in products.items()},
         backward=lambda: gradients(denoiser, batch),
         step=step_of(denoiser, config, batch),
+        of_sdpa=with_sdpa(step_of(make_denoiser(config, vocabulary, compiled), config, batch)),
     )
     rates = {
         name: [work / each / 1e9 for each in seconds[name]] for name, (_, work) in products.items()
@@ -118,6 +128,7 @@ def measure_shape(options: Any, vocabulary: int, rows: int, length: int, shape: 
         "tokens_per_second": rows * length / statistics.median(seconds["step"]),
         "share_of_best_product": ratio(rates["step"], best),
         "share_without_optimizer": ratio(rates["backward"], best),
+        "times_faster_than_sdpa": ratio(seconds["of_sdpa"], seconds["step"]),
     }
 
 
@@ -189,6 +200,16 @@ def step_of(
         optimizer.zero_grad()
 
     return step
+
+
+def with_sdpa(step: Callable[[], None]) -> Callable[[], None]:
+    """The same step, its attention what it is where plain products are not faster."""
+
+    def run() -> None:
+        with mock.patch.object(attention, "by_tiles", return_value=False):
+            step()
+
+    return run
 
 
 if __name__ == "__main__":

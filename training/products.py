@@ -18,7 +18,8 @@ from diffusiongpt.training.tiles import Run, Stack, TilePlan
 
 # Scores that exist at once, for each thread: as many as stay in a core's cache.
 SCORES_AT_ONCE = 1 << 20
-# Probabilities of a layer are kept for the backward pass up to this size, else computed again.
+# A layer's tiles are kept for the backward pass if their probabilities are no larger than this;
+# else they are made again.
 KEPT_BYTES = 1 << 26
 
 
@@ -36,34 +37,32 @@ class _TileAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: TilePlan, scaling: float
     ) -> Tensor:
         out = _like(query)
-        kept = []
-        keeps = any(ctx.needs_input_grad) and _probability_bytes(query, plan) <= KEPT_BYTES
-        for rows, stack in _parts(query, plan):
+        ctx.parts, ctx.scaling, kept = list(_parts(query, plan)), scaling, []
+        ctx.keeps = any(ctx.needs_input_grad) and _probability_bytes(query, plan) <= KEPT_BYTES
+        for rows, stack in ctx.parts:
             q, k, v = _tiles_of(stack, query[rows], key[rows], value[rows])
-            probabilities = _probabilities(q, k, stack.mask[rows], query.shape[1], scaling)
-            _put(out[rows], stack.queries, torch.bmm(probabilities, v))
-            if keeps:
-                kept.append(probabilities)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.plan, ctx.scaling = plan, scaling
+            p = _probabilities(q, k, stack.mask[rows], scaling)
+            _put(out[rows], stack.queries, torch.bmm(p, v))
+            if ctx.keeps:
+                kept += [q, k, v, p]
+        ctx.save_for_backward(*(kept if ctx.keeps else (query, key, value)))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, *kept = ctx.saved_tensors
-        scaling = ctx.scaling
-        of_query, of_key, of_value = (_like(x).zero_() for x in (query, key, value))
-        for part, (rows, stack) in enumerate(_parts(query, ctx.plan)):
-            q, k, v = _tiles_of(stack, query[rows], key[rows], value[rows])
-            g = _take(grad[rows], stack.queries, q.shape[1])
-            if kept:
-                p = kept[part]
+        saved, scaling = ctx.saved_tensors, ctx.scaling
+        of_query, of_key, of_value = _like(grad), _like(grad).zero_(), _like(grad).zero_()
+        for part, (rows, stack) in enumerate(ctx.parts):
+            if ctx.keeps:
+                q, k, v, p = saved[4 * part : 4 * part + 4]
             else:
-                p = _probabilities(q, k, stack.mask[rows], query.shape[1], scaling)
+                q, k, v = _tiles_of(stack, *(x[rows] for x in saved))
+                p = _probabilities(q, k, stack.mask[rows], scaling)
+            g = _take(grad[rows], stack.queries, q.shape[1])
             _add(of_value[rows], stack.keys, torch.bmm(p.mT, g))
             s = _softmax_gradient(torch.bmm(g, v.mT), p)
-            _add(of_query[rows], stack.queries, _scaled_product(s, k, scaling))
+            _put(of_query[rows], stack.queries, _scaled_product(s, k, scaling))
             _add(of_key[rows], stack.keys, _scaled_product(s.mT, q, scaling))
         return of_query, of_key, of_value, None, None
 
@@ -125,8 +124,9 @@ def _split(x: Tensor, runs: tuple[Run, ...], tiles: Tensor) -> Iterator[tuple[Te
         yield x[:, :, start:stop], part
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, heads: int, scaling: float) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """softmax(`scaling` q k' + mask), (B H N, Q, K); mask (B, 1, N, Q, K)."""
+    heads = len(q) // (mask.shape[0] * mask.shape[2])
     scores = mask.expand(-1, heads, -1, -1, -1).clone(memory_format=torch.contiguous_format)
     scores = scores.view(-1, *mask.shape[3:])
     torch.baddbmm(scores, q, k.mT, alpha=scaling, out=scores)
