@@ -56,8 +56,12 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['tokens_per_second']['median']:.0f}",
         f"{row['nfe']:.1f}",
         f"{row['tokens_per_forward']:.2f}",
-        *(f"{row[key]:.3f} s" for key in ("first_p50_s", "latency_p50_s", "latency_p95_s")),
+        *(_seconds(row[key]) for key in ("first_p50_s", "latency_p50_s", "latency_p95_s")),
     )
+
+
+def _seconds(number: float) -> str:
+    return f"{number:.3f} s" if number < 10 else f"{number:.1f} s"
 
 
 def _describe_share(result: Mapping[str, Any]) -> str:

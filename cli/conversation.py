@@ -119,8 +119,8 @@ class Conversation:
         """The conversation's tokens, without its oldest turns where the context is too short."""
         start = len(self._opening)
         while True:
-            ids = self._engine.encode_chat(self._messages)
             try:
+                ids = self._engine.encode_chat(self._messages)
                 self._engine.prepare(ids, make_params(self._engine, self._options))
             except ContextLengthExceeded:
                 if len(self._messages) - start < 3:

@@ -146,7 +146,7 @@ class Engine:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens spelled out in it are ordinary text."""
-        return self._intake.text_side().encode(text)
+        return self._intake.encode(text)
 
     def encode_chat(
         self,
@@ -157,7 +157,7 @@ class Engine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat, ready for the assistant's answer; see `Tokenizer.encode_chat`."""
-        return self._intake.text_side().encode_chat(
+        return self._intake.encode_chat(
             messages,
             tools=tools,
             enable_thinking=enable_thinking,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from diffusiongpt.engine.canvas import Canvas, Hole, Infill, constraints_of
+from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Prompt
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.constraint import Constraint
@@ -46,12 +48,22 @@ class Intake:
         self._tokenizer = tokenizer
         self._info = info
         self._scheduler = scheduler
+        # What prompts, and texts of any use, may have at most; finer checks follow.
+        self._room = max(info.context_length, config.max_tokens)
         self._ids = itertools.count()
         self.languages = _new_languages(model, tokenizer, longest=config.max_tokens)
 
     def as_ids(self, text: str | Sequence[int]) -> Sequence[int]:
         """Token ids of a text, or those given."""
-        return self.text_side().encode(text) if isinstance(text, str) else text
+        return self.encode(text) if isinstance(text, str) else text
+
+    def encode(self, text: str, *, room: int | None = None) -> list[int]:
+        """Token ids of a text for which there is so much room, or the most that there ever is."""
+        return self.text_side().encode(text, room=room or self._room)
+
+    def encode_chat(self, messages: Sequence[Message], **fields: Any) -> list[int]:
+        """Token ids of a chat; the fields are those of `Tokenizer.encode_chat`."""
+        return self.text_side().encode_chat(messages, room=self._info.context_length, **fields)
 
     def text_side(self) -> Tokenizer:
         """The tokenizer; raises InvalidRequest where there is none."""
@@ -83,8 +95,9 @@ class Intake:
             request = prepare_scaffold(name, canvas, values, params, self._info)
         else:
             draft_ids = () if params.draft is None else self.as_ids(params.draft.text)
-            ids = self.as_ids(prompt)
-            request = prepare_request(name, ids, params, self._info, draft_ids, language)
+            if isinstance(prompt, str):
+                prompt = self.encode(prompt, room=self._info.context_length)
+            request = prepare_request(name, prompt, params, self._info, draft_ids, language)
         self._check_budgets(request)
         return request
 

@@ -27,7 +27,7 @@ from diffusiongpt.engine.chat import (
     tell_tools,
     visible_marks,
 )
-from diffusiongpt.engine.errors import InvalidRequest, LoadError
+from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest, LoadError
 from diffusiongpt.engine.tool_formats import tools_of_template
 
 _FIRST_PRIVATE_CHARACTER: Final = 0xE000
@@ -66,9 +66,31 @@ class Tokenizer:
         self._special_pattern = re.compile(f"({spelled})" if spelled else "(?!)()")
         self._special_start = re.compile(f"(?s)(?={spelled})(.)" if spelled else "(?!)()")
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text; nothing is added, and no special token can come of it."""
+    def encode(self, text: str, *, room: int | None = None) -> list[int]:
+        """Token ids of a text; nothing is added, and no special token can come of it.
+
+        Args:
+            room: tokens that there is room for. A text that is longer by far is refused as it
+                is: to count its tokens may take seconds.
+
+        Raises:
+            ContextLengthExceeded: the text has more characters than so many tokens can.
+        """
+        self._check_length(text, room)
         return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def _check_length(self, text: str, room: int | None) -> None:
+        # Normalizers may take characters away; none that is known leaves less than a quarter.
+        if room is not None and len(text) > 4 * room * self._longest_token:
+            raise ContextLengthExceeded(
+                f"a text of {len(text)} characters does not fit a context of {room} tokens",
+                "prompt",
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes of the longest token, and so at least its characters."""
+        return max(map(len, self._token_bytes), default=1)
 
     @cached_property
     def chat_style(self) -> ChatStyle:
@@ -105,6 +127,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        room: int | None = None,
     ) -> list[int]:
         """Token ids of a chat through the folder's template, ready for the assistant's answer.
 
@@ -120,8 +143,10 @@ class Tokenizer:
             enable_thinking: for templates that can switch it.
             chat_template_kwargs: further variables of the template; text in them is treated as
                 a message's is.
+            room: as `encode` has it.
 
         Raises:
+            ContextLengthExceeded: the chat has more characters than so many tokens can.
             InvalidRequest: there is no chat template, it refuses the messages, or it cannot be
                 given the variables.
         """
@@ -143,6 +168,7 @@ class Tokenizer:
             enable_thinking=enable_thinking,
             values=self._break_special_tokens(given, mark),
         )
+        self._check_length(rendered, room)
         token_ids: list[int] = []
         for piece in self._special_pattern.split(rendered):
             special_id = self._special_tokens.get(piece)

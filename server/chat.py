@@ -39,7 +39,9 @@ def chat_routes(models: Models, settings: Settings) -> APIRouter:
         names["constraint"] = "tools" if ask.callable_tools else ask.constraint_field
         with refusing(names):
             switch = thinking_switch(ask, info)
-            prompt = generator.encode_chat(
+            # It may take a moment, and other requests go on meanwhile.
+            prompt = await asyncio.to_thread(
+                generator.encode_chat,
                 [message.for_template() for message in ask.messages],
                 tools=[tool.for_template() for tool in ask.offered],
                 enable_thinking=switch,
@@ -48,7 +50,6 @@ def chat_routes(models: Models, settings: Settings) -> APIRouter:
             opens = opens_thought(ask, generator, switch, prompt)
             calls = language_of_calls(ask, info, opens=opens)
             if calls is not None:
-                # It may take a moment, and other requests go on meanwhile.
                 await asyncio.to_thread(generator.compile, calls)
             params = with_calls(ask.to_params(info), ask, info, calls)
             if ask.prediction is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -80,15 +81,19 @@ def edit_routes(models: Models, settings: Settings) -> APIRouter:
         with refusing(names):
             require_text(generator)
             draft = make_draft(ask.input, ask.diffusion)
-            text = draft.text
-            ids = generator.encode(text) if isinstance(text, str) else list(text)
+            # It may take a moment, and other requests go on meanwhile.
+            ids = await asyncio.to_thread(_ids_of, ask.input, generator)
             length = len(ids) if ask.max_tokens is None else ask.max_tokens
             params = ask.to_params(generator.info, length).replace(draft=draft)
-            prompt = _prompt_of(ask, generator)
+            prompt = await asyncio.to_thread(_prompt_of, ask, generator)
             generations = start(generator.submit, [prompt], params, ask.num_choices)
         return await respond(request, ask, generations, EditShape(), generator.info, settings)
 
     return router
+
+
+def _ids_of(text: str | list[int], generator: Generator) -> list[int]:
+    return generator.encode(text) if isinstance(text, str) else text
 
 
 def _prompt_of(ask: EditRequest, generator: Generator) -> list[int]:

@@ -37,6 +37,11 @@ BAD = {
         {"messages": [{"role": "user", "content": "cat " * 5000}]},
         "context",
     ),
+    # Its tokens are not counted first: that would take seconds.
+    "an endless prompt": (
+        {"messages": [{"role": "user", "content": "a" * 900_000}]},
+        "characters does not fit a context of",
+    ),
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
     "max_tokens -1": ({"max_tokens": -1}, "max_tokens must be at least 1, got -1"),
     "max_tokens huge": ({"max_tokens": 10**12}, "1000000000000"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusiongpt.engine.errors import InvalidRequest, LoadError
+from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest, LoadError
 from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
 
 from tiny_tokenizer import (
@@ -49,6 +49,17 @@ def edit(folder: Path, target: Path, name: str, **changes: object) -> Path:
     content = json.loads((folder / name).read_text(encoding="utf-8"))
     (target / name).write_text(json.dumps(content | changes), encoding="utf-8")
     return target
+
+
+def test_a_text_that_is_too_long_by_far_is_refused_as_it_is(tokenizer: Tokenizer):
+    longest = max(len(tokenizer.token_bytes(each)) for each in range(VOCAB_SIZE))
+    text = "a" * (4 * 8 * longest)
+    assert tokenizer.encode(text, room=8) == tokenizer.encode(text)
+    message = f"a text of {len(text) + 1} characters does not fit a context of 8 tokens"
+    with pytest.raises(ContextLengthExceeded, match=message):
+        tokenizer.encode(text + "a", room=8)
+    with pytest.raises(ContextLengthExceeded, match="does not fit a context of 8 tokens"):
+        tokenizer.encode_chat([{"role": "user", "content": text}], room=8)
 
 
 hostile_text = st.lists(
