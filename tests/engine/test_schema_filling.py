@@ -7,20 +7,23 @@ import json
 import random
 import re
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from jsonschema import Draft202012Validator
 
+import diffusiongpt.engine
 from diffusiongpt.engine import Constraint, Engine, GenerationParams, Hole, Infill
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
+from diffusiongpt.engine.automaton import NotRegular
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.schema import automaton_of_schema
-from diffusiongpt.engine.tokenizer import Tokenizer
+from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary, as_set, members
 
 from tiny_models import write_modernbert
@@ -28,6 +31,8 @@ from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 SECTION = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_ids": [MASK]}
 TOKENS = ['{"', "a", '":', "1", "2", ",", ' "', "}", "[", "]", "true"]
+SCHEMAS = json.loads((Path(__file__).parents[2] / "benchmarks/schemas.json").read_text("utf-8"))
+LEFT_TO_RIGHT = {"nothing but an object", "all of two", "a tree", "a linked list"}
 PAD, STOP = len(TOKENS), len(TOKENS) + 1
 LENGTH = 5
 CLOSED = {"additionalProperties": False}
@@ -106,6 +111,41 @@ def test_what_is_allowed_is_what_some_whole_text_has(value: Any):
             assert guide.accept_at([at], [filled[at]], [0.0]) == [True]
             left = [word for word in left if word[at] == filled[at]]
         assert tuple(filled[each] for each in range(LENGTH)) in words
+
+
+@cache
+def bundled() -> Vocabulary:
+    folder = Path(diffusiongpt.engine.__file__).parent / "bundled"
+    config = json.loads((folder / "config.json").read_text())
+    section = config["diffusion"]
+    special = {name: section[name] for name in ("mask_token_id", "stop_token_ids")}
+    tokenizer = load_tokenizer(folder, vocab_size=config["vocab_size"], **special)
+    assert tokenizer is not None
+    stop_ids, banned_ids = section["stop_token_ids"], [section["mask_token_id"]]
+    return Vocabulary(
+        tokenizer, size=config["vocab_size"], stop_ids=stop_ids, banned_ids=banned_ids
+    )
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_fifty_schemas_are_satisfied_whatever_is_drawn_and_where(name: str):
+    source = json.dumps(SCHEMAS[name])
+    if name in LEFT_TO_RIGHT:
+        with pytest.raises(NotRegular):
+            automaton_of_schema(source)
+        return
+    automaton = LiftedAutomaton(automaton_of_schema(source), bundled())
+    shortest = automaton.shortest(200)
+    assert shortest is not None
+    chance, validator = random.Random(name), Draft202012Validator(SCHEMAS[name])
+    for spare in (0, 5):
+        length = len(shortest) + spare
+        stretch, tokens = Stretch(automaton, 0, length), [0] * length
+        for position in chance.sample(range(length), length):
+            tokens[position] = chance.choice(list(members(stretch.allowed(position))))
+            assert stretch.accept(position, tokens[position])
+        text = bundled().spell(tokens).decode()
+        assert validator.is_valid(json.loads(text)), text
 
 
 @pytest.fixture(scope="module")
