@@ -156,8 +156,9 @@ def denoise(
         chosen, edited, remasked = _revise(table, rows, grid, statistics, chosen, step)
     if frontier is not None:
         chosen = frontier.cut(chosen)
-        # First what is taken back: it leaves more room for what is committed.
-        frontier.release(remasked)
+        if facts.any_revising:
+            # First what is taken back: it leaves more room for what is committed.
+            frontier.release(remasked)
     row, column = (chosen | edited).nonzero(as_tuple=True)
     is_edit = edited[row, column]
     draws = _draw(head, hidden, table, rows, grid, facts, bias, statistics, row, column, is_edit)

@@ -193,7 +193,7 @@ def test_every_policy_that_revises_writes_words(engine: Engine, policy: str):
     assert revised > 0
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     policy=st.sampled_from(sorted(PRESETS)),
     edits=st.sampled_from([None, None, EditParams(threshold=0.05, doubt=0.05, max_rounds=2)]),
@@ -217,7 +217,7 @@ def test_every_policy_writes_words_however_it_edits(
     assert is_word(done.text, constraint)
 
 
-@pytest.mark.parametrize("policy", REVISING)
+@pytest.mark.parametrize("policy", ["joint", "verify", "wino", "p2", "remdm"])
 def test_every_policy_that_revises_fills_holes_with_words(engine: Engine, policy: str):
     if engine.info.attention == "block_causal":
         return
@@ -234,7 +234,7 @@ def test_every_policy_that_revises_fills_holes_with_words(engine: Engine, policy
 
 def test_what_was_taken_back_is_told_no_more():
     engine = bidirectional()
-    for seed in range(6):
+    for seed in range(4):
         params = revising("remdm", constraint=NAMES, seed=seed, logprobs=1)
         frames = engine._run([engine.prepare(Infill("the ", Hole(7), " sat"), params)])
         (sent,) = frames.values()
