@@ -28,6 +28,7 @@ from diffusiongpt.cli.options import (
     Stop,
     Temperature,
     Threshold,
+    TicksPerRound,
     TokenBudget,
     TopK,
     TopP,
@@ -147,6 +148,7 @@ def bench(
     token_budget: TokenBudget = None,
     compile: Compile = None,
     capture: Capture = None,
+    ticks_per_round: TicksPerRound = None,
     quantize: Quantize = None,
     requests: Annotated[int, typer.Option(help="Requests, all handed over at once.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 64,
@@ -173,6 +175,7 @@ def bench(
         token_budget=token_budget,
         compile=compile,
         capture=capture,
+        ticks_per_round=ticks_per_round,
         quantize=quantize,
         prefix_cache_bytes=0,  # a round must not find the prompts of the one before
     )

@@ -36,6 +36,9 @@ Capture = Annotated[
         help="Replay recorded forwards (CUDA graphs); on CUDA by default.",
     ),
 ]
+TicksPerRound = Annotated[
+    int | None, typer.Option(help="Most denoising steps until the host looks; 1 by default.")
+]
 
 # How an answer is denoised: fields of `GenerationParams`.
 Policy = Annotated[

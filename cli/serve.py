@@ -15,6 +15,7 @@ from diffusiongpt.cli.options import (
     Family,
     NumSlots,
     Quantize,
+    TicksPerRound,
     TokenBudget,
 )
 from diffusiongpt.cli.refusal import fail
@@ -48,6 +49,7 @@ def serve(
     quantize: Quantize = None,
     compile: Compile = None,
     capture: Capture = None,
+    ticks_per_round: TicksPerRound = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     api_key: Annotated[

@@ -37,6 +37,8 @@ class EngineConfig:
         capture: replay recorded forwards (CUDA graphs); None is on CUDA only, and there only for
             models that `describe.captures_forwards` names. On the CPU it pads and gains nothing.
             With a cache of settled blocks, memory for all of `cache_budget` is taken at the start.
+        ticks_per_round: most denoising steps until the host reads what they changed. More of them
+            keep a CUDA device from waiting for the host; frames come that many steps at a time.
         quantize: keep the layers' weights in 8 or 4 bits (needs torchao): less memory, not
             less time.
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin
@@ -62,6 +64,7 @@ class EngineConfig:
     cache_blocks: bool = True
     compile: bool = False
     capture: bool | None = None
+    ticks_per_round: int = 1
     quantize: QuantizeKind | None = None
     prefix_cache_bytes: int | None = None
     deterministic: bool = False
@@ -69,7 +72,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.quantize not in (None, *get_args(QuantizeKind)):
             raise LoadError(f"quantize must be int8 or int4, got {self.quantize!r}")
-        for name in ("num_slots", "max_tokens", "head_chunk", "max_waiting"):
+        for name in ("num_slots", "max_tokens", "head_chunk", "max_waiting", "ticks_per_round"):
             if getattr(self, name) < 1:
                 raise LoadError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("token_budget", "cache_budget", "row_budget"):

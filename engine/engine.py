@@ -70,6 +70,7 @@ class Engine:
             self._scheduler,
             tokenizer,
             padded_to=self._token_budget if config.deterministic else 0,
+            ticks_per_round=config.ticks_per_round,
         )
 
     @classmethod

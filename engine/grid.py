@@ -15,6 +15,7 @@ from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 from diffusiongpt.engine.revise import remask_chances
 from diffusiongpt.engine.slots import SlotRows, SlotTable
+from diffusiongpt.engine.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,19 @@ class Grid:
 
 
 def block_grid(
-    table: SlotTable, rows: SlotRows, windows: Sequence[Window], width: int, *, shift: bool
+    table: SlotTable,
+    rows: SlotRows,
+    windows: Sequence[Window],
+    width: int,
+    *,
+    shift: bool,
+    going: Tensor | None = None,
 ) -> Grid:
-    """Lay out the blocks of a batch, `width` positions each."""
+    """Lay out the blocks of a batch, `width` positions each; of slots that are not `going` (A,)
+    nothing is masked or filled."""
     device = table.ids.device
-    starts = torch.tensor([window.start for window in windows], device=device)
-    offsets = torch.tensor([0, *_offsets(windows)[:-1]], device=device)
+    starts = upload([window.start for window in windows], device)
+    offsets = upload([0, *_offsets(windows)[:-1]], device)
     position = rows.block_start[:, None] + torch.arange(width, device=device)
     inside = position < rows.block_end[:, None]
     position = position.minimum((rows.block_end - 1)[:, None])
@@ -87,12 +95,13 @@ def block_grid(
     if shift:
         in_window = (in_window - 1).clamp(min=0)
     slot = rows.slot[:, None]
-    masked = inside & table.masked[slot, position]
-    filled = inside & ~masked & table.revisable[slot, position]
+    to_do = inside if going is None else inside & going[:, None]
+    masked = to_do & table.masked[slot, position]
+    filled = to_do & ~masked & table.revisable[slot, position]
     packed = offsets[:, None] + in_window
     if any(window.num_shadows for window in windows):
-        shadowed = torch.tensor([window.num_shadows > 0 for window in windows], device=device)
-        lengths = torch.tensor([window.length for window in windows], device=device)
+        shadowed = upload([window.num_shadows > 0 for window in windows], device)
+        lengths = upload([window.length for window in windows], device)
         shadow = (offsets + lengths - rows.block_start)[:, None] + position
         packed = torch.where(filled & shadowed[:, None], shadow, packed)
     return Grid(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusiongpt.engine.bias import BiasList
+from diffusiongpt.engine.cells import Cells
 from diffusiongpt.engine.grid import Grid
 from diffusiongpt.engine.sampling import RowStatistics
 from diffusiongpt.engine.slots import SlotRows, SlotTable
@@ -40,29 +41,42 @@ def earn_credit(
     )
 
 
-def is_steady(table: SlotTable, rows: SlotRows, grid: Grid, statistics: RowStatistics) -> Tensor:
+def is_steady(
+    table: SlotTable,
+    rows: SlotRows,
+    grid: Grid,
+    statistics: RowStatistics,
+    *,
+    whole_grid: bool = False,
+) -> Tensor:
     """Where the top token was the same in enough steps in a row (A, W) bool; notes this one."""
     slot, position = rows.slot[:, None], grid.position
     is_same = statistics.top_id == table.last_top[slot, position]
     stable_for = torch.where(is_same, table.stable_for[slot, position] + 1, 1)
-    row, column = grid.masked.nonzero(as_tuple=True)
-    where = rows.slot[row], position[row, column]
-    table.last_top[where] = statistics.top_id[row, column]
-    table.stable_for[where] = stable_for[row, column]
+    cells = Cells.of(grid.masked, whole_grid=whole_grid)
+    where = rows.slot[cells.row], cells.or_else(cells.of_grid(position), table.nowhere)
+    table.last_top[where] = cells.of_grid(statistics.top_id)
+    table.stable_for[where] = cells.of_grid(stable_for)
     return stable_for >= rows.policy.stable[:, None]
 
 
 def credit_tokens(
-    table: SlotTable, rows: SlotRows, grid: Grid, statistics: RowStatistics
+    table: SlotTable,
+    rows: SlotRows,
+    grid: Grid,
+    statistics: RowStatistics,
+    *,
+    whole_grid: bool = False,
 ) -> BiasList:
     """Credit the top token of every masked position, and what that adds to logits: (A, W, K)."""
-    row, column = (grid.masked & (rows.policy.credit > 0.0)[:, None]).nonzero(as_tuple=True)
-    where = rows.slot[row], grid.position[row, column]
+    earning = grid.masked & (rows.policy.credit > 0.0)[:, None]
+    cells = Cells.of(earning, whole_grid=whole_grid)
+    where = rows.slot[cells.row], cells.or_else(cells.of_grid(grid.position), table.nowhere)
     table.credit_ids[where], table.credit[where] = earn_credit(
         table.credit_ids[where],
         table.credit[where],
-        statistics.top_id[row, column],
-        statistics.log_top[row, column],
+        cells.of_grid(statistics.top_id),
+        cells.of_grid(statistics.log_top),
     )
     slot = rows.slot[:, None]
     amount = rows.policy.credit[:, None, None] * table.credit[slot, grid.position].log1p()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.pool import KeyPool
+from diffusiongpt.engine.upload import refill
 from diffusiongpt.engine.varlen import varlen_attention
 
 
@@ -117,7 +118,7 @@ class KeptSegments(ABC):
         first_token = torch.tensor([piece.token for piece in pieces])
         first_place = torch.tensor([piece.start + piece.used - piece.count for piece in pieces])
         moved = (first_place - first_token).repeat_interleave(counts)
-        self._place.copy_(torch.arange(self.num_tokens) + moved)
+        refill(self._place, torch.arange(self.num_tokens) + moved)
         self._load(pieces)
 
     @abstractmethod
@@ -195,10 +196,10 @@ class MaskedKept(KeptSegments):
             cells[row, : piece.count] = tokens
             cell[tokens] = row * width + tokens - piece.token
             columns[:, row] = torch.tensor([piece.start, piece.used, piece.used - piece.count])
-        self._cells.copy_(cells)
-        self._cell.copy_(cell)
+        refill(self._cells, cells)
+        refill(self._cell, cell)
         for column, given in zip((self._start, self._used, self._first), columns, strict=True):
-            column.copy_(given)
+            refill(column, given)
 
     def begin(self) -> None:
         """Ranges and masks are made anew, by the operations that are recorded."""
@@ -281,9 +282,9 @@ class VarlenKept(KeptSegments):
         columns[0, 1 : 1 + len(pieces)] = given[:, 0]
         columns[1, : len(pieces)] = given[:, 1]
         columns[2, : len(pieces)] = given[:, 2]
-        self._ends.copy_(columns[0])
-        self._starts.copy_(columns[1])
-        self._used.copy_(columns[2, :-1])
+        refill(self._ends, columns[0])
+        refill(self._starts, columns[1])
+        refill(self._used, columns[2, :-1])
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from diffusiongpt.engine.commits import Commits
 from diffusiongpt.engine.frame import FinishReason, Frame, TokenChange, Usage
 from diffusiongpt.engine.holes import HoledText
 from diffusiongpt.engine.logprobs import PositionLogprobs, TokenLogprob
 from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.running import Running
 from diffusiongpt.engine.sampling import BANNED
-from diffusiongpt.engine.step import Commits
 from diffusiongpt.engine.text import TextUpdate
 from diffusiongpt.engine.tokenizer import Tokenizer
 

@@ -99,6 +99,14 @@ class Running:
         return self.request.policy.revises and len(self.draft) > start - origin
 
     @property
+    def most_steps_left(self) -> int:
+        """Most steps that the block may still take: each commits something, but where policies
+        toss coins or look again at what is filled."""
+        policy = self.request.policy
+        again = policy.tosses or policy.revises
+        return max(self.request.steps if again else self.block_masked, 1)
+
+    @property
     def max_tokens_ahead(self) -> int:
         """Most tokens that a forward to come computes of it."""
         blocks = self.request.blocks
@@ -131,13 +139,16 @@ class Running:
             num_shadows,
         )
 
-    def note_forward(self, step: int, is_open: bool) -> None:
-        """Note that a forward took the block to `step`; it saw all settled blocks clean."""
+    def note_forward(self) -> None:
+        """Note that a forward is under way, which sees all settled blocks clean."""
+        if self.cache is not None:
+            self.cache.note_forward(self.block_start, self.request.blocks.block_length)
+
+    def note_step(self, step: int, is_open: bool) -> None:
+        """Note that a forward took the block to `step`."""
         self.block_step = step
         self.is_open = is_open
         self.nfe += 1
-        if self.cache is not None:
-            self.cache.note_forward(self.block_start, self.request.blocks.block_length)
 
     def fill(self, changes: Sequence[TokenChange], stop_ids: frozenset[int]) -> None:
         """Note what changed: tokens committed, replaced, or taken back."""

@@ -36,6 +36,16 @@ class Rows:
         columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
         return type(self)(*(None if each is None else each[which] for each in columns))
 
+    def columns(self) -> list[Tensor]:
+        """The tensors that there are."""
+        every = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
+        return [each for each in every if each is not None]
+
+    def to_host(self) -> Self:
+        """The same on the host."""
+        columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
+        return type(self)(*(None if each is None else each.cpu() for each in columns))
+
     def padded(self, count: int) -> Self:
         """The rows and `count` more of zeros; of records of (R,) columns."""
         columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ Knows token ids and counts; the tensors are in `slots.py`, the text in `text.py`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffusiongpt.engine.cache import SlotCache
@@ -19,7 +18,6 @@ from diffusiongpt.engine.pool import KeyPool
 from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.running import Running
 from diffusiongpt.engine.slots import SlotTable
-from diffusiongpt.engine.step import BatchFacts
 from diffusiongpt.engine.text import TextCanvas
 from diffusiongpt.engine.waiting import WaitingLine
 
@@ -176,9 +174,8 @@ class Scheduler:
             running.cache.load([page.data for page in known])
             running.cached_tokens = running.cache.length
 
-    def note_forward(self, running: Running, step: int, is_open: bool) -> None:
-        """Note that a forward took a request's block to `step`, and share what it settled."""
-        running.note_forward(step, is_open)
+    def share_blocks(self, running: Running) -> None:
+        """Share what the forwards of a request settled, if others may need it."""
         cache, pages = running.cache, self.pages
         if cache is None or pages is None or running.page is None:
             return
@@ -268,33 +265,3 @@ def share_of_steps(
         return 1
     share = (2 * steps_left * block_tokens + tokens_left) // (2 * tokens_left)
     return max(1, min(share, most, steps_left - blocks_after))
-
-
-def describe_batch(batch: Sequence[Running], *, num_tokens: int) -> BatchFacts:
-    """What the host knows of a batch ahead of its step."""
-    requests = [running.request for running in batch]
-    policies = [request.policy for request in requests]
-    return BatchFacts(
-        width=max(running.block_end - running.block_start for running in batch),
-        max_gap=max(request.params.gap or 1 for request in requests),
-        any_blind=any(policy.is_blind for policy in policies),
-        any_seeing=any(not policy.is_blind or policy.looks_back for policy in policies),
-        any_steady=any(policy.stable for policy in policies),
-        any_credit=any(policy.credit for policy in policies),
-        any_tossing=any(policy.tosses for policy in policies),
-        any_revising=any(policy.revises for policy in policies),
-        any_random=any(request.params.temperature != 0.0 for request in requests),
-        any_truncated=any(
-            (request.params.top_p or 1.0) < 1.0 or request.params.top_k or request.params.min_p
-            for request in requests
-        ),
-        num_tokens=num_tokens,
-        num_biased=max(len(request.params.logit_bias) for request in requests),
-        num_penalized=max(
-            request.params.max_tokens if request.params.is_penalized else 0 for request in requests
-        ),
-        num_top=max(
-            (each.params.logprobs for each in requests if each.params.logprobs is not None),
-            default=None,
-        ),
-    )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusiongpt.engine.attention_plan import PADDING_SEGMENT, AttentionPlan
+from diffusiongpt.engine.upload import refill
 from diffusiongpt.engine.varlen import varlen_attention
 
 
@@ -98,8 +99,8 @@ class MaskedSegments(PlainSegments):
         within = torch.arange(self.num_tokens) - starts
         blocks = plan.block_lengths or (plan.block_length,) * len(plan.lengths)
         block_lengths = torch.tensor([each or self.num_tokens for each in blocks])
-        self._segment.copy_(torch.arange(len(lengths)).repeat_interleave(lengths))
-        self._block.copy_(within // block_lengths.repeat_interleave(lengths))
+        refill(self._segment, torch.arange(len(lengths)).repeat_interleave(lengths))
+        refill(self._block, within // block_lengths.repeat_interleave(lengths))
 
     def begin(self) -> None:
         """The masks are made anew, by the operations that are recorded."""
@@ -166,7 +167,7 @@ class VarlenSegments(PlainSegments):
         ends = torch.full((len(self._ends),), self.num_tokens, dtype=torch.int32)
         ends[0] = 0
         ends[1 : 1 + len(plan.lengths)] = torch.tensor(plan.lengths).cumsum(0)
-        self._ends.copy_(ends)
+        refill(self._ends, ends)
 
     def begin(self) -> None:
         """Nothing is kept from layer to layer."""

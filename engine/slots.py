@@ -3,7 +3,8 @@
 All that a denoising step reads or writes lives here, on the device, so that slots with other
 lengths, steps, policies, temperatures and seeds go through the same tensor program.
 
-Legend: S slots, C positions of the longest canvas, A slots of one batch, B biases of a slot.
+Legend: S slots, C positions of the longest canvas and one more, A slots of one batch, B biases of
+a slot.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from diffusiongpt.engine.params import MAX_BIASED
 from diffusiongpt.engine.policies import MAX_ROUNDS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 from diffusiongpt.engine.revise import RevisionRows, state_keys
+from diffusiongpt.engine.upload import upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,7 @@ _FLAGS = (
 _INTEGERS = {field.name: column for column, field in enumerate(fields(SlotIntegers))}
 _REALS = {field.name: column for column, field in enumerate(fields(SlotReals))}
 _BLOCK = slice(_INTEGERS["block_start"], _INTEGERS["num_committed"] + 1)
-_PROGRESS = [_INTEGERS["step"], _INTEGERS["round"], _INTEGERS["num_committed"]]
+_STEP, _ROUND, _NUM_COMMITTED = (_INTEGERS[name] for name in ("step", "round", "num_committed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,10 @@ class SlotTable:
         self._free = list(range(num_slots - 1, -1, -1))
         self.num_slots = num_slots
         self.canvas_capacity = canvas_capacity
-        shape = (num_slots, canvas_capacity)
+        # What is written to no position goes to one behind all canvases, so that nothing has to
+        # be counted before it is written.
+        self.nowhere = canvas_capacity
+        shape = (num_slots, canvas_capacity + 1)
         self.ids = torch.full(shape, mask_token_id, dtype=torch.long, device=device)  # (S, C)
         self.masked = torch.zeros(shape, dtype=torch.bool, device=device)  # (S, C) still to fill
         self.hitting = torch.zeros(shape, dtype=torch.float32, device=device)  # (S, C) in [0, 1)
@@ -267,12 +272,13 @@ class SlotTable:
     ) -> None:
         """Record the step and the round (A,) that each slot (A,) has reached in its block, and what
         this step committed there."""
-        progress = torch.stack([step, round, num_committed], dim=1)
-        self.integers[slots[:, None], _PROGRESS] = progress
+        self.integers[slots, _STEP] = step
+        self.integers[slots, _ROUND] = round
+        self.integers[slots, _NUM_COMMITTED] = num_committed
 
     def rows(self, slots: Sequence[int]) -> SlotRows:
         """The scalars of the given slots, in their order."""
-        slot = torch.tensor(slots, dtype=torch.long, device=self.ids.device)
+        slot = upload(slots, self.ids.device)
         columns = dict(zip(_INTEGERS, self.integers[slot].unbind(dim=1), strict=True))
         columns |= zip(_REALS, self.reals[slot].unbind(dim=1), strict=True)
         columns |= {name: columns[name].bool() for name in _FLAGS}

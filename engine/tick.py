@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from diffusiongpt.engine.batch_facts import describe_batch
+from diffusiongpt.engine.commits import Commits
 from diffusiongpt.engine.finishing import finish, finish_reason
 from diffusiongpt.engine.frame import Frame, TokenChange
 from diffusiongpt.engine.frontier import Frontier
@@ -21,7 +23,7 @@ from diffusiongpt.engine.report import (
 from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.running import Running
 from diffusiongpt.engine.sampling import Head
-from diffusiongpt.engine.scheduler import Scheduler, describe_batch
+from diffusiongpt.engine.scheduler import Scheduler
 from diffusiongpt.engine.seating import Seating
 from diffusiongpt.engine.step import denoise
 from diffusiongpt.engine.text import TextUpdate
@@ -29,6 +31,8 @@ from diffusiongpt.engine.tokenizer import Tokenizer
 
 # Ticks that may fail in a row before the engine says that it cannot serve.
 _MAX_FAILURES = 3
+# Most positions of a batch that are computed whether needed or not, to have nothing to wait for.
+_MOST_CELLS = 1024
 
 
 class Ticker:
@@ -36,6 +40,7 @@ class Ticker:
 
     Args:
         padded_to: tokens that every forward is padded to, or 0.
+        ticks_per_round: most steps until the host reads what they changed.
 
     Attributes:
         failure: why the engine cannot serve any more.
@@ -49,6 +54,7 @@ class Ticker:
         tokenizer: Tokenizer | None,
         *,
         padded_to: int,
+        ticks_per_round: int = 1,
     ) -> None:
         self.failure: str | None = None
         self._model = model
@@ -56,6 +62,7 @@ class Ticker:
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._padded_to = padded_to
+        self._ticks_per_round = ticks_per_round
         self._stop_ids = frozenset(model.stop_token_ids)
         self._seating = Seating(model, head, scheduler, tokenizer, self._stop_ids)
         self._failures = 0
@@ -67,7 +74,8 @@ class Ticker:
         return bool(self._aborted)
 
     def run(self) -> list[Frame]:
-        """One tick: admit, denoise every running request one step, send what changed."""
+        """One tick: admit, denoise every running request one step, send what changed; several
+        steps where a round has so many."""
         frames = self._farewell()
         frames += self._admit()
         frames += self._write_forced()
@@ -75,12 +83,14 @@ class Ticker:
         if not batch:
             return frames
         try:
-            updates = self._denoise(batch)
+            steps = self._denoise(batch)
         except Exception as error:
             # Whatever it was (memory, a device fault), it ends the requests in the batch only.
             return frames + self._fail(batch, error)
         self._failures = 0
-        return frames + self._tell(batch, updates)
+        for commits in steps:
+            frames += self._tell(batch, commits)
+        return frames
 
     def abort(self, request_id: str) -> None:
         """End a request; its slot is free at once. Unknown and finished ids are fine: the
@@ -111,30 +121,47 @@ class Ticker:
                 frames.append(last_frame(request, message))
         return frames
 
-    def _denoise(self, batch: Sequence[Running]) -> list[list[TokenChange]]:
-        """One forward for the batch; what changed in each request, in completion positions."""
-        facts = describe_batch(batch, num_tokens=self._padded_to)
-        windows = [running.window() for running in batch]
+    def _denoise(self, batch: Sequence[Running]) -> list[Commits]:
+        """Some steps of the batch, read when all of them were started; a slot whose block is
+        complete waits for the others."""
+        num_ticks = self._num_ticks(batch)
+        whole_grid = num_ticks > 1
+        facts = describe_batch(batch, num_tokens=self._padded_to, whole_grid=whole_grid)
         frontier = self._frontier(batch, facts.width)
-        commits = denoise(self._model, self._head, self._scheduler.table, windows, facts, frontier)
-        for running, step, is_open in zip(
-            batch, commits.step.tolist(), commits.is_open.tolist(), strict=True
-        ):
-            self._scheduler.note_forward(running, step, is_open)
-        note_logprobs(batch, commits, self._tokenizer)
-        return changes_of(batch, commits)
+        started: list[Commits] = []
+        for _ in range(num_ticks):
+            windows = [running.window() for running in batch]
+            going = started[-1].is_open if started else None
+            table = self._scheduler.table
+            started.append(denoise(self._model, self._head, table, windows, facts, frontier, going))
+            for running in batch:
+                running.note_forward()
+        steps = [commits.read() for commits in started]
+        for running in batch:
+            self._scheduler.share_blocks(running)
+        return steps
 
-    def _tell(
-        self, batch: Sequence[Running], updates: Sequence[Sequence[TokenChange]]
-    ) -> list[Frame]:
-        """The frames of what a step changed in each request."""
+    def _num_ticks(self, batch: Sequence[Running]) -> int:
+        """Steps until the host looks: one where constraints decide in every step, or where the
+        whole grid of the batch is too much to be computed."""
+        width = max(running.block_end - running.block_start for running in batch)
+        if len(batch) * width > _MOST_CELLS or any(running.guide for running in batch):
+            return 1
+        return min(self._ticks_per_round, max(running.most_steps_left for running in batch))
+
+    def _tell(self, batch: Sequence[Running], commits: Commits) -> list[Frame]:
+        """The frames of what a step changed in each request that took part."""
         frames = []
-        for running, changes in zip(batch, updates, strict=True):
-            running.num_commit_steps += bool(changes)
-            frame = self._commit(running, changes)
-            if frame is not None:
-                frames.append(frame)
-        return frames
+        note_logprobs(batch, commits, self._tokenizer)
+        progress = commits.step.tolist(), commits.is_open.tolist(), changes_of(batch, commits)
+        went = [True] * len(batch) if commits.went is None else commits.went.tolist()
+        for running, goes, step, is_open, changes in zip(batch, went, *progress, strict=True):
+            # Some end before what was started with them is read.
+            if goes and self._scheduler.running.get(running.request.request_id) is running:
+                running.note_step(step, is_open)
+                running.num_commit_steps += bool(changes)
+                frames.append(self._commit(running, changes))
+        return [frame for frame in frames if frame is not None]
 
     def _commit(self, running: Running, changes: Sequence[TokenChange]) -> Frame | None:
         """Take note of a request's changes; its frame, or None when nobody needs one."""

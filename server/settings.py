@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     cache_budget: int | None = Field(None, ge=1, description="most positions kept in caches")
     compile: bool = Field(False, description="compile the model at the start")
     capture: bool | None = Field(None, description="replay recorded forwards (CUDA graphs)")
+    ticks_per_round: int = Field(1, ge=1, description="most steps until the host looks")
     quantize: str | None = Field(
         None, pattern="^(int8|int4)$", description="weights of the layers in so few bits"
     )
@@ -159,6 +160,7 @@ class Settings(BaseSettings):
             "deterministic",
             "compile",
             "capture",
+            "ticks_per_round",
             "quantize",
         )
         return {name: getattr(self, name) for name in names}

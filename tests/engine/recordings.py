@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusiongpt.engine.captured import Replay
@@ -28,20 +29,50 @@ DEVICES = [
 ]
 
 
+# In inference mode operations that are made of others come as they are.
+WAITING = (
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero_numpy",
+    "argwhere",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "repeat_interleave",
+)
+
+
 class AsksNothing(TorchDispatchMode):
     """Refuses operations whose result the host must wait for: a graph cannot hold them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket._qualified_op_name.removeprefix("aten::") in (
-            "_local_scalar_dense",
-            "is_nonzero",
-            "equal",
-            "nonzero",
-            "masked_select",
-            "_unique2",
-            "repeat_interleave",
-        ):
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        )
+        if by_mask or name in WAITING or (name == "where" and len(args) == 1):
             raise AssertionError(f"{func} asks the device")
+        return func(*args, **(kwargs or {}))
+
+
+class CopiesNothing(TorchFunctionMode):
+    """Refuses tensors of what the host knows, and tensors read by the host: on a device both are
+    copies, which wait."""
+
+    REFUSED = (
+        torch.tensor,
+        torch.as_tensor,
+        torch.from_numpy,
+        Tensor.tolist,
+        Tensor.cpu,
+        Tensor.numpy,
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.REFUSED:
+            raise AssertionError(f"{func.__name__} waits for the device")
         return func(*args, **(kwargs or {}))
 
 
