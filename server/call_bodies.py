@@ -205,7 +205,11 @@ class ObjectBody:
             head = self._head.match(self._held)
             if head is None:
                 return ""
-            self.name, text = _unescape(head[1]), self._held[head.end() :]
+            name, text = _unescape(head[1]), self._held[head.end() :]
+            if name not in self._functions:
+                self.state = "broken"
+                return ""
+            self.name = name
         fragment = arguments.feed(text)
         # One more brace ends the object around the arguments.
         if arguments.state == "done" and (rest := arguments.rest.lstrip()):
