@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from diffusiongpt.training.products import attend_tiles
-from diffusiongpt.training.tiles import TilePlan, additive, chunk_length, may_see, plan_tiles
+from diffusiongpt.training.tiles import TilePlan, additive, may_see, plan_tiles
 
 IMPLEMENTATION = "diffusion_training"
 
@@ -98,6 +98,12 @@ def bidirectional_masks(
         for kind, reach in windows.items()
         if kind == "full_attention" or reach is not None
     }
+
+
+def chunk_length(length: int, block_length: int, window: int) -> int | None:
+    """The shortest chunk that holds the window and whole blocks, if a row is several of them."""
+    chunk = -(-window // block_length) * block_length
+    return chunk if length % chunk == 0 and length // chunk > 1 else None
 
 
 def _chunked_masks(

@@ -10,10 +10,10 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from diffusiongpt.training.attention import by_tiles
+from diffusiongpt.training.attention import by_tiles, chunk_length
 from diffusiongpt.training.backbones import window_of
 from diffusiongpt.training.config import TrainingConfig
-from diffusiongpt.training.tiles import chunk_length, tile_pairs
+from diffusiongpt.training.tiles import tile_pairs
 
 
 def step_flops(

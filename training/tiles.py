@@ -17,8 +17,8 @@ from torch import Tensor
 
 Run = tuple[int, int]  # positions from the first to before the second
 
-# Queries of a stream in a tile of a full layer: smaller tiles compute less that is hidden, and
-# make smaller products (128 and 64 took the same time on a CPU with AMX).
+# Queries of a stream in a tile, at most, or one block. Smaller tiles compute less that is hidden,
+# and make smaller products (128 and 64 took the same time on a CPU with AMX).
 CHUNK = 128
 # Pairs of a query and a key in a stack, at most, where it has several tiles.
 STACK_PAIRS = 1 << 18
@@ -129,9 +129,10 @@ def stacks_of(
 
 def _tiles(length: int, block_length: int, window: int | None, two_streams: bool) -> Iterator[Tile]:
     """Each chunk of queries, of both streams, with the keys between the first and last it sees."""
-    chunk = None if window is None else chunk_length(length, max(block_length, 1), window)
-    reach = length if chunk is None else chunk
-    size = chunk or max(CHUNK // max(block_length, 1) * block_length, block_length) or CHUNK
+    block = max(block_length, 1)
+    size, reach = max(CHUNK // block * block, block), length
+    if window is not None:
+        size, reach = min(size, -(-max(window, 1) // block) * block), window
     clean = length if two_streams else 0
     for start in range(0, length, size):
         stop = min(start + size, length)
@@ -141,12 +142,6 @@ def _tiles(length: int, block_length: int, window: int | None, two_streams: bool
             yield Tile(((start, stop), queries), (keys, (start, stop)))
         else:
             yield Tile((queries,), (keys,))
-
-
-def chunk_length(length: int, block_length: int, window: int) -> int | None:
-    """The shortest chunk that holds the window and whole blocks, if a row is several of them."""
-    chunk = -(-window // block_length) * block_length
-    return chunk if length % chunk == 0 and length // chunk > 1 else None
 
 
 def tile_pairs(length: int, block_length: int, window: int | None, two_streams: bool) -> int:

@@ -90,7 +90,7 @@ def with_gradients(inputs, grad, masks):
     ("block_length", "two_streams"),
     [(0, False), (1, False), (8, False), (160, False), (1, True), (8, True), (160, True)],
 )
-@pytest.mark.parametrize("window", [None, 16, 24])
+@pytest.mark.parametrize("window", [None, 0, 16, 24, 200])
 def test_tiles_give_dense_attention_and_its_gradients(block_length, window, two_streams):
     length = 320  # several chunks; not whole ones of 24, nor of 128
     segments, everywhere = long_rows(length), torch.arange(length * (1 + two_streams))
