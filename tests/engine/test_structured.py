@@ -81,12 +81,16 @@ def test_every_policy_that_revises_nothing_gives_whole_texts(engine: Engine, pol
 
 
 def test_the_shortest_room_is_enough_and_less_is_refused(engine: Engine):
-    shortest = len(engine.compile(PERSON).shortest)
-    params = GenerationParams(max_tokens=shortest, constraint=PERSON, seed=1, temperature=2.0)
-    for done in engine.generate([PROMPT] * 4, params):
-        assert is_person(done.text)
-    with pytest.raises(InvalidRequest, match=f"max_tokens must be at least {shortest}, .*got 3"):
-        engine.prepare(PROMPT, params.replace(max_tokens=3))
+    for constraint in (PERSON, OPEN_PERSON):
+        shortest = len(engine.compile(constraint).shortest)
+        params = GenerationParams(
+            max_tokens=shortest, constraint=constraint, seed=1, temperature=2.0
+        )
+        for done in engine.generate([PROMPT] * 3, params):
+            assert is_person(done.text, is_closed=constraint is PERSON)
+        sentence = f"max_tokens must be at least {shortest}, .*got {shortest - 1}"
+        with pytest.raises(InvalidRequest, match=sentence):
+            engine.prepare(PROMPT, params.replace(max_tokens=shortest - 1))
 
 
 def test_the_same_alone_and_in_company(engine: Engine):
