@@ -37,7 +37,7 @@ from diffusiongpt.engine.json_values import (
 from diffusiongpt.engine.schema_words import resolve, types_of, values_of, words_of
 
 # What these take, in looks at parts.
-_LOOKS_OF_A_SCHEMA, _LOOKS_OF_AN_AUTOMATON = 50, 3000
+_LOOKS_OF_A_SCHEMA, _LOOKS_OF_AN_AUTOMATON, _LOOKS_OF_A_CHARACTER = 50, 3000, 20
 _ANY_CHARACTER: Ranges = ((0, 0x10FFFF),)
 Fragment = Callable[[Parts, int, int], None]
 
@@ -69,7 +69,7 @@ class SchemaParts:
         """The JSON texts of a schema; raises NotRegular, TooLarge."""
         self._parts.effort.spend(_LOOKS_OF_A_SCHEMA)
         names: list[str] = []
-        schema = resolve(schema, self._root, names)
+        schema = resolve(schema, self._root, names, self._parts.effort)
         if recurring := {*names} & {*self._open}:
             raise NotRegular(f"{min(recurring)} refers to itself")
         self._open += names
@@ -223,7 +223,7 @@ class SchemaParts:
 
     def _add_object(self, words: Mapping[str, Any], start: int, end: int) -> None:
         properties = words.get("properties", {})
-        required = words.get("required", [])
+        required = dict.fromkeys(words.get("required", []))
         others = words.get("additionalProperties", True)
         missing = {name: others for name in required if name not in properties}
         close = self._parts.new()
@@ -310,19 +310,22 @@ def _bounds_of(words: Mapping[str, Any]) -> Bounds:
     """The bounds of a number; of two on one side the narrower one."""
     least, most = (
         [
-            (as_decimal(words[word]) * sign, word.startswith("exclusive"))
+            (as_decimal(words[word]), word.startswith("exclusive"))
             for word in (f"{side}imum", f"exclusive{side.capitalize()}imum")
             if word in words
         ]
-        for side, sign in (("min", 1), ("max", -1))
+        for side in ("min", "max")
     )
     low, is_open_below = max(least, default=(None, False))
-    high, is_open_above = max(most, default=(None, False))
-    return Bounds(low, None if high is None else -high, is_open_below, is_open_above)
+    high, is_shut_above = min(
+        ((bound, not is_open) for bound, is_open in most), default=(None, True)
+    )
+    return Bounds(low, high, is_open_below, not is_shut_above)
 
 
 def _pattern_of(pattern: str) -> Fragment:
     def add(parts: Parts, start: int, end: int) -> None:
+        parts.effort.spend(_LOOKS_OF_A_CHARACTER * len(pattern))
         try:
             Expression(parts, in_json=True).add_search(pattern, start, end)
         except NotRegular as error:
