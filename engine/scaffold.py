@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diffusiongpt.engine.automaton import NotRegular
+from diffusiongpt.engine.automaton import Effort, NotRegular, TooLarge
 from diffusiongpt.engine.canvas import MAX_HOLES, Canvas
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
@@ -31,7 +31,7 @@ def pieces_of(source: str) -> list[str | Constraint]:
         source: the JSON text of a schema that is a regular language.
 
     Raises:
-        NotRegular: it is none after all.
+        NotRegular, TooLarge: it is none after all.
         InvalidRequest: it has too many values.
     """
     root = json.loads(source)
@@ -49,7 +49,7 @@ def values_of_scaffold(constraint: Constraint) -> list[Constraint]:
         return []
     try:
         pieces = pieces_of(constraint.source)
-    except (NotRegular, InvalidRequest, RecursionError):
+    except (NotRegular, TooLarge, InvalidRequest, RecursionError):
         return []
     return list(dict.fromkeys(each for each in pieces if isinstance(each, Constraint)))
 
@@ -96,6 +96,7 @@ class _Pieces:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        self._effort = Effort()
         self._num_schemas = self._num_values = 0
         self.made: list[str | Constraint] = []
 
@@ -104,7 +105,10 @@ class _Pieces:
         self._num_schemas += 1
         if self._num_schemas > _MAX_SCHEMAS:
             raise InvalidRequest("a scaffold of this schema is too large", "scaffold")
-        words = words_of(resolve(schema, self._root, []))
+        resolved = resolve(schema, self._root, [], self._effort)
+        if isinstance(resolved, bool):
+            raise NotRegular
+        words = words_of(resolved)
         values = values_of(words)
         if values is not None and len(values) == 1:
             self._write(spell(values[0]))
@@ -138,8 +142,10 @@ class _Pieces:
                 f"a scaffold has room for at most {MAX_HOLES} values, and this schema has more",
                 "scaffold",
             )
-        places = {word: self._root[word] for word in _DEFINITIONS if word in self._root}
-        source = json.dumps({**words, **places})
+        source = json.dumps(words)
+        if '"$ref"' in source:
+            places = {word: self._root[word] for word in _DEFINITIONS if word in self._root}
+            source = json.dumps({**words, **places})
         self.made.append(Constraint(kind="json_schema", source=source))
 
 

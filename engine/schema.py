@@ -1,8 +1,8 @@
 """From a JSON schema to a deterministic automaton over bytes, if its texts are a regular language.
 Torch-free.
 
-The texts are some of those that llguidance accepts of the schema, and nearly all of them: keys in
-the schema's order, at most one space after a comma or a colon, every character of a string in one
+The texts are nearly those that llguidance accepts of the schema, each valid under it: keys in the
+schema's order, at most one space after a comma or a colon, every character of a string in one
 spelling. A word that is not kept exactly makes the schema not regular; words that assert nothing
 change nothing. What a schema means in ways that only llguidance checks (that the cases of `oneOf`
 exclude each other, that a `format` is known) it has checked before.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusiongpt.engine.automaton import (
@@ -23,9 +23,7 @@ from diffusiongpt.engine.automaton import (
     combine,
     determine,
 )
-from diffusiongpt.engine.characters import Ranges
-from diffusiongpt.engine.expression import Expression, parse
-from diffusiongpt.engine.json_formats import FORMATS
+from diffusiongpt.engine.json_strings import Fragment, format_of, inside, length_of, pattern_of
 from diffusiongpt.engine.json_values import (
     Bounds,
     add_integer,
@@ -37,9 +35,7 @@ from diffusiongpt.engine.json_values import (
 from diffusiongpt.engine.schema_words import resolve, types_of, values_of, words_of
 
 # What these take, in looks at parts.
-_LOOKS_OF_A_SCHEMA, _LOOKS_OF_AN_AUTOMATON = 50, 3000
-_ANY_CHARACTER: Ranges = ((0, 0x10FFFF),)
-Fragment = Callable[[Parts, int, int], None]
+_LOOKS_OF_A_SCHEMA, _LOOKS_OF_AN_AUTOMATON = 50, 5000
 
 
 def automaton_of_schema(source: str) -> Automaton:
@@ -69,7 +65,7 @@ class SchemaParts:
         """The JSON texts of a schema; raises NotRegular, TooLarge."""
         self._parts.effort.spend(_LOOKS_OF_A_SCHEMA)
         names: list[str] = []
-        schema = resolve(schema, self._root, names)
+        schema = resolve(schema, self._root, names, self._parts.effort)
         if recurring := {*names} & {*self._open}:
             raise NotRegular(f"{min(recurring)} refers to itself")
         self._open += names
@@ -169,16 +165,16 @@ class SchemaParts:
         return determine(parts, start, end)
 
     def _add_string(self, words: Mapping[str, Any], start: int, end: int) -> None:
-        inside, quote = self._after(b'"', start), self._parts.new()
+        within, quote = self._after(b'"', start), self._parts.new()
         self._parts.add_text(b'"', quote, end)
         asked: list[Fragment] = []
         if "pattern" in words:
-            asked.append(_pattern_of(words["pattern"]))
+            asked.append(pattern_of(words["pattern"]))
         if "format" in words:
-            asked.append(_format_of(words["format"]))
+            asked.append(format_of(words["format"]))
         if words.get("minLength", 0) or "maxLength" in words or not asked:
-            asked.append(_length_of(words.get("minLength", 0), words.get("maxLength")))
-        self._add_all(asked, inside, quote)
+            asked.append(length_of(words.get("minLength", 0), words.get("maxLength")))
+        self._add_all(asked, within, quote)
 
     def _add_all(self, asked: Sequence[Fragment], start: int, end: int) -> None:
         """What is in all of some languages."""
@@ -223,7 +219,7 @@ class SchemaParts:
 
     def _add_object(self, words: Mapping[str, Any], start: int, end: int) -> None:
         properties = words.get("properties", {})
-        required = words.get("required", [])
+        required = dict.fromkeys(words.get("required", []))
         others = words.get("additionalProperties", True)
         missing = {name: others for name in required if name not in properties}
         close = self._parts.new()
@@ -271,10 +267,10 @@ class SchemaParts:
             raise NotRegular("patternProperties come with other properties that are not named")
         if not patterns:
             return self._without(names)
-        keys = self._own(_pattern_of(next(iter(patterns))))
+        keys = self._own(pattern_of(next(iter(patterns))))
         # Of other characters a reader may think otherwise.
         if not all(each.isascii() and each.isprintable() for each in names) or any(
-            keys.accepts(_inside(each)) for each in names
+            keys.accepts(inside(each)) for each in names
         ):
             raise NotRegular("a property has a name that a pattern may match, too")
         return keys
@@ -284,8 +280,8 @@ class SchemaParts:
         named = Parts(effort=self._parts.effort)
         start, end = named.new(), named.new()
         for name in names:
-            named.add_text(_inside(name), start, end)
-        taken, keys = determine(named, start, end), self._own(_length_of(0, None))
+            named.add_text(inside(name), start, end)
+        taken, keys = determine(named, start, end), self._own(length_of(0, None))
         return combine(keys, taken, lambda a, b: a and not b, self._parts.effort)
 
     def _add_others(
@@ -294,65 +290,25 @@ class SchemaParts:
         """Any number of properties that are not named."""
         patterns = words.get("patternProperties", {})
         schema = next(iter(patterns.values()), words.get("additionalProperties"))
-        inside, quote, after = self._after(b'"', entry), self._parts.new(), self._parts.new()
-        self._parts.add_automaton(keys, inside, quote)
+        within, quote, after = self._after(b'"', entry), self._parts.new(), self._parts.new()
+        self._parts.add_automaton(keys, within, quote)
         self.add(schema, self._after_space(self._after(b'":', quote)), after)
         self._parts.silent[self._after_comma(after)].append(entry)
         self._parts.silent[after].append(close)
-
-
-def _inside(key: str) -> bytes:
-    """A key as it is spelled between its quotes."""
-    return spell(key)[1:-1].encode()
 
 
 def _bounds_of(words: Mapping[str, Any]) -> Bounds:
     """The bounds of a number; of two on one side the narrower one."""
     least, most = (
         [
-            (as_decimal(words[word]) * sign, word.startswith("exclusive"))
+            (as_decimal(words[word]), word.startswith("exclusive"))
             for word in (f"{side}imum", f"exclusive{side.capitalize()}imum")
             if word in words
         ]
-        for side, sign in (("min", 1), ("max", -1))
+        for side in ("min", "max")
     )
     low, is_open_below = max(least, default=(None, False))
-    high, is_open_above = max(most, default=(None, False))
-    return Bounds(low, None if high is None else -high, is_open_below, is_open_above)
-
-
-def _pattern_of(pattern: str) -> Fragment:
-    def add(parts: Parts, start: int, end: int) -> None:
-        try:
-            Expression(parts, in_json=True).add_search(pattern, start, end)
-        except NotRegular as error:
-            raise NotRegular(f"the pattern {pattern!r:.40} is read in more than one way") from error
-
-    return add
-
-
-def _format_of(name: str) -> Fragment:
-    if name not in FORMATS:
-        raise NotRegular(f"the format {name!r:.40} has no expression here")
-    tree = parse(FORMATS[name])
-    return lambda parts, start, end: Expression(parts, in_json=True).add_sequence(tree, start, end)
-
-
-def _length_of(least: float, most: float | None) -> Fragment:
-    """Texts of so many characters."""
-
-    def add(parts: Parts, start: int, end: int) -> None:
-        expression = Expression(parts, in_json=True)
-        count = 0
-        while count < least or (most is not None and count < most):
-            if count >= least:
-                parts.silent[start].append(end)
-            start, before = parts.new(), start
-            expression.add_characters(_ANY_CHARACTER, before, start)
-            count += 1
-        if most is None:
-            expression.add_any(start, end)
-        elif most >= least:
-            parts.silent[start].append(end)
-
-    return add
+    high, is_shut_above = min(
+        ((bound, not is_open) for bound, is_open in most), default=(None, True)
+    )
+    return Bounds(low, high, is_open_below, not is_shut_above)

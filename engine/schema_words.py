@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from diffusiongpt.engine.automaton import NotRegular
+from diffusiongpt.engine.automaton import Effort, NotRegular
 
 _MAX_REFERENCES = 64  # one after another
 _STRINGS = ("minLength", "maxLength", "pattern", "format")
@@ -13,6 +14,7 @@ _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multi
 _ARRAYS = ("items", "prefixItems", "minItems", "maxItems")
 _OBJECTS = ("properties", "patternProperties", "additionalProperties", "required")
 _CASES = ("anyOf", "oneOf")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
 _KEPT = {*_STRINGS, *_NUMBERS, *_ARRAYS, *_OBJECTS, *_CASES, "type", "enum", "const"}
 # Words that assert something, and are not kept here.
 _LEFT_OUT = {
@@ -28,29 +30,35 @@ _EMPTY: Mapping[str, Any] = {"uniqueItems": False, "minProperties": 0}
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
 
-def resolve(schema: Any, root: Any, names: list[str]) -> Any:
-    """A schema without references and `allOf`, whose words are in one place.
+def resolve(schema: Any, root: Any, names: list[str], effort: Effort) -> Any:
+    """A schema without references and `allOf`, whose words that assert something are in one place.
 
     Args:
         names: is given the references that were followed.
 
     Raises:
         NotRegular: it says one thing in two places, or refers to what is not there.
+        TooLarge: it takes too long.
     """
     if isinstance(schema, bool):
         return schema
     if not isinstance(schema, Mapping):
         raise NotRegular
-    own = {word: value for word, value in schema.items() if word not in ("$ref", "allOf")}
-    inner = list(schema.get("allOf", ()))
+    effort.spend(len(schema))
+    asserting = _KEPT | _LEFT_OUT - {"$ref", "allOf"}
+    own = {word: value for word, value in schema.items() if word in asserting}
+    inner = schema.get("allOf", [])
+    if not isinstance(inner, list):
+        raise NotRegular
     if "$ref" in schema:
+        inner = list(inner)
         if len(names) >= _MAX_REFERENCES or schema["$ref"] in names:
             raise NotRegular(f"{schema['$ref']} refers to itself")
         names.append(schema["$ref"])
         inner.append(_find(schema["$ref"], root))
     merged: Any = own
     for each in inner:
-        merged = _merge(merged, resolve(each, root, names))
+        merged = _merge(merged, resolve(each, root, names, effort))
     return merged
 
 
@@ -73,12 +81,16 @@ def _merge(one: Any, other: Any) -> Any:
         return False
     if one is True or other is True:
         return other if one is True else one
-    asked = [{word for word in each if word in _KEPT | _LEFT_OUT} for each in (one, other)]
-    if any(one[word] != other[word] for word in asked[0] & asked[1]):
+    if any(not _is_plainly_same(one[word], other[word]) for word in one.keys() & other.keys()):
         raise NotRegular("two schemas ask different things of one value")
-    if asked[0] & _TOGETHER and asked[1] & _TOGETHER and asked[0] != asked[1]:
+    if one.keys() & _TOGETHER and other.keys() & _TOGETHER and one.keys() != other.keys():
         raise NotRegular("two schemas share out the parts of one value")
     return {**one, **other}
+
+
+def _is_plainly_same(one: Any, other: Any) -> bool:
+    """Whether two words say the same, as far as that is seen at once."""
+    return one is other or (isinstance(one, str | int | float) and bool(one == other))
 
 
 def words_of(schema: Any) -> dict[str, Any]:
@@ -88,7 +100,33 @@ def words_of(schema: Any) -> dict[str, Any]:
     for word in schema:
         if word in _LEFT_OUT and not (word in _EMPTY and schema[word] == _EMPTY[word]):
             raise NotRegular(f"{word} is not kept in any order")
-    return {word: value for word, value in schema.items() if word in _KEPT}
+    words = {word: value for word, value in schema.items() if word in _KEPT}
+    for word, value in words.items():
+        if not _IS_VALID.get(word, _is_anything)(value):
+            raise NotRegular(f"{word} is not what the standard says")
+    return words
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+def _is_count(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < math.inf and value == int(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+_IS_VALID: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(_COUNTS, _is_count),
+    **dict.fromkeys(("pattern", "format"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("properties", "patternProperties"), lambda value: isinstance(value, Mapping)),
+    **dict.fromkeys(("enum", "prefixItems", *_CASES), lambda value: isinstance(value, list)),
+    "required": _are_texts,
+}
 
 
 def values_of(words: Mapping[str, Any]) -> Sequence[Any] | None:
@@ -96,17 +134,11 @@ def values_of(words: Mapping[str, Any]) -> Sequence[Any] | None:
     listed = words.keys() & {"enum", "const"}
     if not listed:
         return None
-    if words.keys() - listed - {"type"}:
+    if len(listed) > 1 or words.keys() - listed - {"type"}:
         raise NotRegular("it lists values and asks more of them")
-    values = [words["const"]] if "const" in words else list(words["enum"])
-    if len(listed) > 1:
-        values = [each for each in values if any(_is_same(each, one) for one in words["enum"])]
+    values = words["enum"] if "enum" in words else [words["const"]]
     types = set(_named(words)) if "type" in words else set(_TYPES)
     return [each for each in values if _type_of(each) & types]
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
 
 
 def _type_of(value: Any) -> set[str]:

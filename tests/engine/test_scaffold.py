@@ -97,9 +97,11 @@ def test_pieces_are_what_never_changes_and_what_does(value: Any, pieces: list[An
 
 
 def test_values_keep_the_definitions_that_they_refer_to():
-    values = values_of_scaffold(schema(CARD))
-    assert len(values) == 3
-    assert json.loads(values[1].source)["$defs"] == POINT["$defs"]
+    values = [json.loads(each.source) for each in values_of_scaffold(schema(CARD))]
+    assert values == [BRIEF, POINT["$defs"]["at"], {"type": "boolean"}]
+    several = {"type": "array", "items": {"$ref": "#/$defs/at"}}
+    (kept,) = values_of_scaffold(schema(record({"all": several}) | POINT))
+    assert json.loads(kept.source) == several | POINT
     assert values_of_scaffold(Constraint(kind="json_object")) == []
     assert values_of_scaffold(schema({"not": {}})) == []
     pair = {"type": "array", "minItems": 2, "maxItems": 2}
