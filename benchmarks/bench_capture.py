@@ -1,4 +1,5 @@
-"""Replayed forwards against eager ones, at several numbers of packed tokens.
+"""Replayed forwards against eager ones: whole canvases, and blocks of requests that keep their
+keys, at several numbers of packed tokens.
 
 On CUDA a replay is one graph, and this is what it saves. On the CPU it is the same function on
 padded tokens under one mask, so it only shows that the path runs: expect a ratio below 1.
@@ -6,16 +7,25 @@ padded tokens under one mask, so it only shows that the path runs: expect a rati
 
 from __future__ import annotations
 
+import argparse
 import statistics
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from diffusiongpt.engine.attention_plan import AttentionPlan
+from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.loader import load_model
 from diffusiongpt.engine.model import LoadedModel
 
 from measure import in_turn, parse_arguments, ratio, report, write_random_model
+
+NUM_CANVASES = (1, 2, 4, 8, 16, 32)
+BLOCK_LENGTH = 8
 
 
 def main() -> None:
@@ -26,10 +36,11 @@ def main() -> None:
     eager, captured = (load_model(folder, device=options.device) for _ in range(2))
     captured.capture(largest=largest, max_canvases=64)
     result: dict[str, Any] = {"attention": captured.captured_attention, "tokens": {}}
-    for num_canvases in (1, 2, 4, 8, 16, 32):
+    for num_canvases in NUM_CANVASES:
         if num_canvases * options.canvas <= largest:
             lengths = (options.canvas,) * num_canvases
             result["tokens"][sum(lengths)] = measure(options.repeats, eager, captured, lengths)
+    result["kept"] = measure_kept(options)
     result["ways"] = {way: count for way, count in captured.ways.items() if count}
     report(options, "capture", "no forward slower than eagerly, on CUDA", result)
 
@@ -45,10 +56,54 @@ def measure(
         eager=partial(eager.backbone, ids, positions, eager.plan(*lengths)),
         captured=partial(captured.backbone, ids, positions, captured.plan(*lengths)),
     )
+    return summarize(seconds)
+
+
+def summarize(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians, and how many times faster a replay is."""
     return {
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "times_faster": ratio(seconds["eager"], seconds["captured"]),
     }
+
+
+def measure_kept(options: argparse.Namespace) -> dict[str, Any]:
+    """The same for one block each of requests that keep their keys, so many at a time."""
+    folder = write_random_model(options.quick, block_length=BLOCK_LENGTH)
+    eager, captured = (load_model(folder, device=options.device) for _ in range(2))
+    most = max(NUM_CANVASES)
+    room = options.canvas + BLOCK_LENGTH
+    captured.capture(largest=most * BLOCK_LENGTH, max_canvases=most, num_kept=most * room)
+    result: dict[str, Any] = {"attention": captured.captured_attention, "requests": {}}
+    for number in NUM_CANVASES:
+        forwards = [
+            partial(step_of_blocks, model, number, options.canvas) for model in (eager, captured)
+        ]
+        seconds = in_turn(options.repeats, eager=forwards[0](), captured=forwards[1]())
+        result["requests"][number] = summarize(seconds)
+    result["ways"] = {way: count for way, count in captured.ways.items() if count}
+    return result
+
+
+def step_of_blocks(model: LoadedModel, number: int, kept: int) -> Callable[[], Tensor]:
+    """A forward of a block for each of so many requests, behind what they keep."""
+    pool = model.pool
+    kept = kept // BLOCK_LENGTH * BLOCK_LENGTH
+    room = kept + BLOCK_LENGTH
+    caches = [
+        SlotCache(room, room=None if pool is None else pool.take(room)) for _ in range(number)
+    ]
+    lengths = (kept,) * number
+    ids = torch.randint(5, model.vocab_size, (1, room * number), device=model.device)
+    positions = torch.arange(kept, device=model.device).repeat(number)[None]
+    plan = AttentionPlan(lengths=lengths, block_length=BLOCK_LENGTH, caches=tuple(caches))
+    model.backbone(ids[:, : kept * number], positions, plan)
+    for cache in caches:
+        cache.length = kept
+        cache.give_back()
+    plan = replace(plan, lengths=(BLOCK_LENGTH,) * number)
+    positions = (kept + torch.arange(BLOCK_LENGTH, device=model.device)).repeat(number)[None]
+    return partial(model.backbone, ids[:, -BLOCK_LENGTH * number :], positions, plan)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusiongpt.engine.attention_plan import AttentionPlan
+from diffusiongpt.engine.attention_plan import PADDING_SEGMENT, AttentionPlan
 from diffusiongpt.engine.pool import KeyPool
 from diffusiongpt.engine.upload import refill
 from diffusiongpt.engine.varlen import varlen_attention
@@ -264,11 +264,12 @@ class VarlenKept(KeptSegments):
     def of_tokens(cls, num_tokens: int, max_canvases: int, shape: KeptShape) -> VarlenKept:
         """For so many tokens of so many requests: pieces that there are not cost nothing."""
         whole = -(-num_tokens // shape.shortest_block)
-        return cls(num_tokens, 2 * whole + max_canvases + 1, shape)
+        padding = _most_padding(num_tokens, shape.longest_block)
+        return cls(num_tokens, whole + max_canvases + padding, shape)
 
     @property
     def _num_own_pieces(self) -> int:
-        return self.num_pieces - -(-self.num_tokens // self._shape.longest_block)
+        return self.num_pieces - _most_padding(self.num_tokens, self._shape.longest_block)
 
     def begin(self) -> None:
         """Nothing is kept from layer to layer."""
@@ -301,3 +302,8 @@ class VarlenKept(KeptSegments):
             window=window,
             used=self._used,
         )
+
+
+def _most_padding(num_tokens: int, longest_block: int) -> int:
+    """Pieces of a row that is nothing but padding."""
+    return -(-num_tokens // PADDING_SEGMENT) * -(-PADDING_SEGMENT // longest_block)

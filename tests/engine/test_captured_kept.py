@@ -35,11 +35,11 @@ def folder(request, tmp_path_factory):
     return WRITERS[request.param](path, block_length=BLOCK_LENGTH, seed=5)
 
 
-def new_pool(num_positions=256, num_layers=1):
+def new_pool(num_positions=256, num_scratch=BLOCK_LENGTH):
     return KeyPool(
         num_positions,
-        num_scratch=BLOCK_LENGTH,
-        num_layers=num_layers,
+        num_scratch=num_scratch,
+        num_layers=1,
         num_heads=2,
         head_size=8,
         dtype=torch.float32,
@@ -271,6 +271,21 @@ def test_each_piece_sees_what_its_request_keeps_as_tiles_do(kind, window, monkey
         assert output.isfinite().all()
         expected = plan.attend(query, key, value, 0, 0.3, window)
         torch.testing.assert_close(output[:, : plan.num_tokens], expected)
+
+
+@pytest.mark.parametrize("block_length", [3, 48, 256])
+@pytest.mark.parametrize("kind", [MaskedKept, VarlenKept])
+def test_padding_has_room_beside_blocks_of_any_length(kind, block_length):
+    pool = new_pool(600, num_scratch=block_length)
+    shape = KeptShape(
+        pool=pool, shortest_block=block_length, longest_block=block_length, longest=512
+    )
+    caches = [SlotCache(512, room=pool.take(512))]
+    segments = kind.of_tokens(2048, 1, shape)
+    for length in (1, block_length, min(2 * block_length, 512), 500):
+        plan = AttentionPlan(lengths=(length,), block_length=block_length, caches=tuple(caches))
+        assert segments.way_of(plan) == "captured"
+        segments.load(plan.padded(2048))
 
 
 def test_the_kernel_is_varlen_where_it_was_seen_to_read_ranges(folder, monkeypatch):
