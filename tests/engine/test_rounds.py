@@ -84,7 +84,7 @@ def unnamed(frames: list[list[Frame]]) -> list[list[Frame]]:
     return [[replace(frame, request_id="") for frame in each] for each in frames]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(asks, min_size=1, max_size=5),
     st.integers(2, 5),
