@@ -1,6 +1,6 @@
-"""Fill the holes of a text. Takes a bidirectional model, one that sees both sides of a hole.
+"""Fill the holes of a text. Takes a model that sees both sides of a hole.
 
-python examples/fill.py "Once upon a time " 12 " and lived happily ever after."
+python examples/fill.py "Once upon a time" 12 " and lived happily ever after."
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import httpx
 URL = os.environ.get("DIFFUSIONGPT_URL", "http://localhost:8000")
 KEY = os.environ.get("OPENAI_API_KEY", "none")
 
-parts = sys.argv[1:] or ["Once upon a time ", "12", " and lived happily ever after."]
+parts = sys.argv[1:] or ["Once upon a time", "12", " and lived happily ever after."]
 segments = [{"mask": int(part)} if part.isdigit() else part for part in parts]
 with httpx.Client(base_url=URL, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
     model = client.get("/v1/models").json()["data"][0]["id"]

@@ -8,7 +8,7 @@ import { History } from "./history.js";
 import { HoleMaker, parseHoles } from "./holes.js";
 import { Pair } from "./pair.js";
 import { Settings } from "./settings.js";
-import { drawSeed, policyOf } from "./options.js";
+import { drawSeed, policyOf, takesWholeCanvas } from "./options.js";
 import { applyTheme, nextTheme } from "./theme.js";
 import { makeWelcome } from "./welcome.js";
 
@@ -46,10 +46,9 @@ function useModel(model, models) {
   showModel(model, models);
   settings.show(model);
   pair.show(model);
-  const { attention } = model.diffusion;
-  // Nothing after a hole is seen by a model that writes block by block.
-  part("fill").hidden = attention !== "bidirectional";
-  if (attention !== "bidirectional" && holes.isOn) setMode(null);
+  // Nothing after a hole is seen by a model that writes block by block, and by no other length.
+  part("fill").hidden = !takesWholeCanvas(model);
+  if (!takesWholeCanvas(model) && holes.isOn) setMode(null);
   refresh();
 }
 

@@ -65,6 +65,11 @@ export const OPTIONS = [
     about: "What an answer must be, such as {\"type\": \"json_object\"} or a JSON schema." },
 ];
 
+// Whether a model denoises all positions together if asked to.
+export function takesWholeCanvas({ diffusion: { attention, block_lengths } }) {
+  return attention === "bidirectional" || Boolean(block_lengths?.includes(0));
+}
+
 // What an empty field stands for.
 export function defaultOf(option, model) {
   const { defaults, block_length } = model.diffusion;
@@ -80,7 +85,7 @@ export function defaultOf(option, model) {
 export function refusal(option, values, model) {
   const { block_length: own, block_lengths: lengths, policies, attention, edits } = model.diffusion;
   const isFixed = attention === "block_causal" && !lengths?.length;
-  if (option.name === "mode" && attention === "block_causal") return `${model.id} was trained to write block by block.`;
+  if (option.name === "mode" && !takesWholeCanvas(model)) return `${model.id} was trained to write block by block.`;
   if (option.name === "block_length" && isFixed) return `${model.id} was trained in blocks of ${own} and takes no others.`;
   if (option.name === "block_length" && values.mode !== "semi-autoregressive" && !own) return "Only in semi-autoregressive mode.";
   if (option.name === "edits" && !edits) return "This model was not trained to edit what it wrote.";
@@ -108,7 +113,7 @@ export function toRequest(values, model) {
     target[option.name] = spell(option, value);
   }
   const isFixed = model.diffusion.attention === "block_causal";
-  if (!isFixed && values.mode === "standard") body.diffusion.block_length = 0;
+  if (takesWholeCanvas(model) && values.mode === "standard") body.diffusion.block_length = 0;
   if (!isFixed && values.mode === "semi-autoregressive") body.diffusion.block_length ??= BLOCK_LENGTH;
   return body;
 }

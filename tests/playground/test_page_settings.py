@@ -67,6 +67,28 @@ def test_of_several_models_one_is_chosen(stage):
     expect(page.get_by_label("Model", exact=True)).to_have_value("other")
 
 
+def test_blocks_whose_model_knows_the_whole_canvas_fill_holes_and_write_in_one_piece(stage):
+    page = stage.page
+    described = page.evaluate("async () => (await (await fetch('v1/models')).json()).data[0]")
+    described["diffusion"] |= {
+        "attention": "block_causal",
+        "block_length": 8,
+        "block_lengths": [8, 4, 0],
+    }
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [described]}))
+    page.reload()
+    expect(page.get_by_role("button", name="Fill holes")).to_be_visible()
+    stage.ask("hi")
+    stage.done()
+    assert stage.generator.generations[0].params.block_length is None
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Mode", exact=True).select_option("standard")
+    page.get_by_role("button", name="Close settings").click()
+    stage.ask("hi again")
+    expect(page.locator(".meter")).to_have_count(2)
+    assert stage.generator.generations[1].params.block_length == 0
+
+
 def test_the_theme_can_be_chosen_and_is_kept(stage):
     page = stage.page
     page.get_by_label("Theme: system").click()
