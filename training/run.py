@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import logging
 import os
@@ -45,7 +46,7 @@ from diffusiongpt.training.tokenizer import (
     special_ids,
     train_tokenizer,
 )
-from diffusiongpt.training.trainer import DiffusionTrainer
+from diffusiongpt.training.trainer import DiffusionTrainer, leave_processes
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     """Everything a run needs, ready to train."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     _check_launch(config.run, processes)
+    atexit.register(leave_processes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     dataset = load_rows(config, tokenizer)
     logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)

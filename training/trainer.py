@@ -74,6 +74,15 @@ def agree(value: float) -> float:
     return float(said[0])
 
 
+def leave_processes() -> None:
+    """End what ties this process to the others of a launch, if anything does.
+
+    A process that ends with gloo's threads still running may be aborted by them.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """What each process says, in their order; a call of all of them."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
