@@ -6,6 +6,7 @@ import atexit
 import copy
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,6 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     """Everything a run needs, ready to train."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     _check_launch(config.run, processes)
-    atexit.register(leave_processes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     dataset = load_rows(config, tokenizer)
     logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
@@ -122,6 +122,7 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
         data_collator=default_data_collator,
         processing_class=tokenizer,
     )
+    atexit.register(leave_processes, weakref.ref(trainer))
     run = config.run
     tokens = run.batch_size * run.gradient_accumulation_steps * config.data.max_seq_length
     trainer.add_callback(ClockCallback(trainer.clock, run.save_every_minutes))

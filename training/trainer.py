@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -74,13 +75,18 @@ def agree(value: float) -> float:
     return float(said[0])
 
 
-def leave_processes() -> None:
+def leave_processes(trained: weakref.ref[DiffusionTrainer]) -> None:
     """End what ties this process to the others of a launch, if anything does.
 
-    A process that ends with gloo's threads still running may be aborted by them.
+    A thread of gloo that frees the tensors of its last call while the interpreter ends aborts the
+    process. The threads end with the last holder of the group, and DistributedDataParallel is one.
     """
+    if (trainer := trained()) is not None:
+        trainer.model_wrapped = trainer._denoiser()
+        trainer.accelerator.free_memory()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(0.1)  # split weights hold the group for good: let its threads finish that call
 
 
 def gather_objects(value: Any) -> list[Any]:
