@@ -42,7 +42,8 @@ from diffusiongpt.engine.scheduler import Scheduler
 from diffusiongpt.engine.score import Score, ScoreMethod, score_tokens
 from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.tick import Ticker
-from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.tokenizer import Tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled"
 BUNDLED_NAME = "diffusiongpt-bundled"

@@ -26,7 +26,7 @@ from diffusiongpt.engine.expression import automaton_of_regex
 from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS
-from diffusiongpt.engine.tokenizer import load_tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary, as_set, members
 
 from tiny_models import write_modernbert

@@ -26,7 +26,7 @@ from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.params import EditParams
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.replay import Replay
-from diffusiongpt.engine.tokenizer import load_tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import as_set, members
 
 from tiny_models import write_modernbert

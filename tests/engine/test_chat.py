@@ -10,7 +10,8 @@ import pytest
 from diffusiongpt.engine.chat import ChatStyle, tell_tools
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import InvalidRequest
-from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.tokenizer import Tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.tool_formats import (
     BARE_JSON,
     GLM,

@@ -14,7 +14,7 @@ from diffusiongpt.engine.closing import find_shortest, keeps_closing
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.languages import Language, Languages
-from diffusiongpt.engine.tokenizer import load_tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary
 
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer

@@ -15,7 +15,8 @@ from diffusiongpt.engine.constraint import Constraint, ConstraintKind
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.guide import Guide
 from diffusiongpt.engine.languages import Language, Languages
-from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.tokenizer import Tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary, as_set, holds, members
 
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer

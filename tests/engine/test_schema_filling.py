@@ -23,7 +23,8 @@ from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.schema import automaton_of_schema
-from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.tokenizer import Tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary, as_set, members
 
 from tiny_models import write_modernbert

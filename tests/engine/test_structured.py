@@ -17,7 +17,8 @@ from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.replay import Replay
-from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.tokenizer import Tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 
 from tiny_models import write_modernbert
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest, LoadError
-from diffusiongpt.engine.tokenizer import Tokenizer, load_tokenizer
+from diffusiongpt.engine.tokenizer import Tokenizer
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 
 from tiny_tokenizer import (
     END_OF_TEXT,
