@@ -93,11 +93,14 @@ class DataConfig:
     max_trailing_eos: int = 8
     max_documents: int | None = None
     max_turns: int = 2
+    streaming: bool = False
+    shuffle_buffer_size: int = 1000
 
     def __post_init__(self) -> None:
         _between("data.max_seq_length", self.max_seq_length, 4, 1 << 20)
         _between("data.max_turns", self.max_turns, 1, 1 << 20)
         _between("data.max_trailing_eos", self.max_trailing_eos, 1, 1024)
+        _between("data.shuffle_buffer_size", self.shuffle_buffer_size, 1, 1 << 20)
         for name, weight in self.mix.items():
             if not isinstance(weight, int | float) or weight <= 0:
                 raise ConfigError(f"data.mix.{name} must be a number > 0, got {weight!r}")
@@ -256,6 +259,14 @@ class TrainingConfig:
             raise ConfigError(
                 f"data.max_seq_length must be a multiple of diffusion.block_length={block}, "
                 f"got {length}"
+            )
+        made_up = self.data.generated_chats + self.data.story_requests
+        if self.data.streaming and (made_up or not self.data.mix):
+            raise ConfigError(
+                "data.streaming reads what data.mix names and nothing else, so the mix must name "
+                "something, and data.generated_chats and data.story_requests be 0; got "
+                f"{len(self.data.mix)} names, {self.data.generated_chats} and "
+                f"{self.data.story_requests:g}"
             )
         if self.run.sample_steps is not None and self.diffusion.objective == "causal":
             raise ConfigError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.data import RowDataset
 from diffusiongpt.training.flops import flops_per_token
 from diffusiongpt.training.sharding import part_of
 from diffusiongpt.training.trainer import DiffusionTrainer
@@ -25,12 +26,13 @@ def dry_run(trainer: DiffusionTrainer, measured_steps: int = 2) -> Iterator[str]
     total = count_parameters(network)
     trained = count_parameters(network, trained=True)
     yield f"parameters: {total:,}, of which {trained:,} are trained"
-    yield f"data: {len(trainer.train_dataset):,} rows of {config.data.max_seq_length} tokens"  # type: ignore[arg-type]
-    passes = rows * run.max_steps / len(trainer.train_dataset)  # type: ignore[arg-type]
-    yield (
-        f"steps: {run.max_steps:,} of {tokens:,} tokens, {tokens * run.max_steps:,} in all, "
-        f"{passes:.1f} passes over the data"
-    )
+    data = trainer.train_dataset
+    size = f"{len(data):,}" if isinstance(data, RowDataset) else "a stream of"
+    yield f"data: {size} rows of {config.data.max_seq_length} tokens"
+    line = f"steps: {run.max_steps:,} of {tokens:,} tokens, {tokens * run.max_steps:,} in all"
+    if isinstance(data, RowDataset):
+        line += f", {rows * run.max_steps / len(data):.1f} passes over the data"
+    yield line
     operations = flops_per_token(network, config) * tokens
     yield f"operations: {operations:.3g} FLOP a step, {operations * run.max_steps:.3g} in all"
     seconds = _seconds_per_step(trainer, measured_steps)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusiongpt.training.config import TrainingConfig
-from diffusiongpt.training.data import RowDataset
 from diffusiongpt.training.forward import corruption_of, edit_tokens_of
 
 
 def explain_batch(
-    config: TrainingConfig, dataset: RowDataset, tokenizer: Any, step: int = 0
+    config: TrainingConfig, dataset: Iterable[dict[str, Tensor]], tokenizer: Any, step: int = 0
 ) -> Iterator[str]:
     """Lines that show the first rows of a data set as step `step` would corrupt them.
 
     The first row position by position, then every row as text.
     """
-    count = min(config.run.batch_size, len(dataset))
-    rows = [dataset[index] for index in range(count)]
+    rows = list(islice(dataset, config.run.batch_size))
+    count = len(rows)
     inputs = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
     drawn = corruption_of(inputs, config, edit_tokens_of(tokenizer), step, 0, count)
     noisy, targets, visible = _seen(inputs, drawn, tokenizer.mask_token_id)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffusiongpt.training.config import ConfigError
-from diffusiongpt.training.data import encode_texts, render_pairs
 from diffusiongpt.training.ngram import NgramModel
+from diffusiongpt.training.pieces import encode_texts, render_pairs
 from diffusiongpt.training.quality import Ending, EndingShares, TextQuality, ending_shares, judge
 from diffusiongpt.training.sources import open_records
 

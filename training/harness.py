@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusiongpt.training.config import ConfigError
-from diffusiongpt.training.data import encode_texts
 from diffusiongpt.training.folders import load_tokenizer
 from diffusiongpt.training.generation import load_engine
+from diffusiongpt.training.pieces import encode_texts
 
 if TYPE_CHECKING:
     from diffusiongpt.engine import Engine

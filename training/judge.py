@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffusiongpt.training.config import ConfigError, DataConfig
-from diffusiongpt.training.data import RowDataset, build_dataset, load_store
+from diffusiongpt.training.data import RowDataset, build_dataset
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.dry_run import count_parameters
 from diffusiongpt.training.evaluate import Bound, evaluate_bound, score_rows, token_byte_lengths
@@ -25,6 +25,7 @@ from diffusiongpt.training.generation import (
     stop_ids_of,
 )
 from diffusiongpt.training.ngram import NgramModel
+from diffusiongpt.training.pieces import load_store
 from diffusiongpt.training.plot import draw_curve
 from diffusiongpt.training.sources import open_records
 from diffusiongpt.training.tokenizer import END_OF_TEXT, IM_END, special_ids

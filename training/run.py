@@ -38,6 +38,7 @@ from diffusiongpt.training.export import check_folder, export_folder
 from diffusiongpt.training.folders import load_tokenizer
 from diffusiongpt.training.samples import SampleCallback
 from diffusiongpt.training.sources import open_records
+from diffusiongpt.training.stream import RowStream
 from diffusiongpt.training.tokenizer import (
     DELETE,
     IM_START,
@@ -93,8 +94,10 @@ def build_denoiser(config: TrainingConfig, tokenizer: Any) -> Denoiser:
     return denoiser
 
 
-def load_rows(config: TrainingConfig, tokenizer: Any) -> RowDataset:
+def load_rows(config: TrainingConfig, tokenizer: Any) -> RowDataset | RowStream:
     """The rows that a configuration trains on."""
+    if config.data.streaming:
+        return RowStream(config, tokenizer)
     return build_dataset(
         config.data,
         config.stage,
@@ -111,8 +114,9 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     _check_launch(config.run, processes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     dataset = load_rows(config, tokenizer)
-    logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
-    _check_enough(len(dataset), config.run, processes)
+    if isinstance(dataset, RowDataset):
+        logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
+        _check_enough(len(dataset), config.run, processes)
     denoiser = build_denoiser(config, tokenizer)
     config = with_ratio(config, count_parameters(denoiser.network), processes)
     trainer = DiffusionTrainer(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from diffusiongpt.training.data import RowDataset
 from diffusiongpt.training.generation import load_engine
 from diffusiongpt.training.trainer import DiffusionTrainer
 
@@ -63,14 +64,13 @@ def sample_lines(folder: str, prompts: list[list[int]], max_tokens: int = 64) ->
     ]
 
 
-def prompts_of(rows: RowDataset, count: int = 3) -> list[list[int]]:
+def prompts_of(rows: Iterable[dict[str, Tensor]], count: int = 3) -> list[list[int]]:
     """The given part of the first rows' first segments, or a text's opening where all is trained.
 
     A prompt leaves half of the row for what follows it.
     """
     prompts = []
-    for index in range(min(count, len(rows))):
-        row = rows[index]
+    for row in islice(rows, count):
         inside = row["segments"] == 1
         tokens, maskable = row["tokens"][inside], row["maskable"][inside]
         given = int(maskable.int().argmax()) or OPENING_TOKENS

@@ -109,6 +109,8 @@ def test_every_config_takes_twenty_steps(path, data_dir, tokenizer_dir, tmp_path
         "run.batch_size": 2,
         "run.gradient_accumulation_steps": 1,
         "run.max_steps": 20,
+        "run.target_param_data_ratio": None,
+        "run.dataloader_workers": 0,
         "run.sample_steps": None,
         "run.compile": False,
         "run.log_steps": 1,

@@ -4,7 +4,6 @@ import torch
 
 from diffusiongpt.training.chats import generated_chats, story_requests, topic_of
 from diffusiongpt.training.data import (
-    Piece,
     RowBuilder,
     build_dataset,
     mixed_order,
@@ -12,6 +11,7 @@ from diffusiongpt.training.data import (
     pack_texts,
 )
 from diffusiongpt.training.evaluate import token_byte_lengths
+from diffusiongpt.training.pieces import Piece
 from diffusiongpt.training.sources import find_file
 from diffusiongpt.training.tokenizer import special_ids
 
@@ -28,23 +28,23 @@ def text(start, length):
 
 def test_every_token_of_a_text_is_placed_once_and_in_order():
     builder = RowBuilder(16, 4, PAD, set())
-    pack_texts([text(100, 30), text(200, 5), text(300, 11)], builder, EOT, smallest=4)
-    placed = np.concatenate([row[0][row[1] > 0] for row in builder.rows])
+    rows = list(pack_texts([text(100, 30), text(200, 5), text(300, 11)], builder, EOT, smallest=4))
+    placed = np.concatenate([row[0][row[1] > 0] for row in rows])
     assert [t for t in placed if t >= 100] == [*range(100, 130), *range(200, 205), *range(300, 311)]
 
 
 def test_segments_start_at_block_edges():
     builder = RowBuilder(32, 8, PAD, set())
-    pack_texts([text(100 * i, 5 + i) for i in range(1, 12)], builder, EOT, smallest=8)
-    for _, segments, _ in builder.rows:
+    rows = list(pack_texts([text(100 * i, 5 + i) for i in range(1, 12)], builder, EOT, smallest=8))
+    for _, segments, _ in rows:
         starts = np.flatnonzero(np.diff(segments, prepend=0))
         assert not (starts % 8).any()
 
 
 def test_an_answer_ends_with_im_end_to_the_block_edge_in_the_loss():
     builder = RowBuilder(32, 8, PAD, set())
-    pack_answers([Piece(ids(10, 11, 12, 20, 21, 22), fixed=3)], builder, END)
-    tokens, segments, maskable = builder.rows[0]
+    rows = list(pack_answers([Piece(ids(10, 11, 12, 20, 21, 22), fixed=3)], builder, END))
+    tokens, segments, maskable = rows[0]
     assert tokens[:8].tolist() == [10, 11, 12, 20, 21, 22, END, END]
     assert maskable.tolist() == [False] * 3 + [True] * 5 + [False] * 24
     assert segments.tolist() == [1] * 8 + [0] * 24
@@ -52,14 +52,14 @@ def test_an_answer_ends_with_im_end_to_the_block_edge_in_the_loss():
 
 def test_an_answer_that_fills_its_block_gets_a_block_of_endings():
     builder = RowBuilder(16, 4, PAD, set())
-    pack_answers([Piece(ids(10, 11, 20, 21), fixed=2)], builder, END)
-    assert builder.rows[0][0][:8].tolist() == [10, 11, 20, 21, END, END, END, END]
+    rows = list(pack_answers([Piece(ids(10, 11, 20, 21), fixed=2)], builder, END))
+    assert rows[0][0][:8].tolist() == [10, 11, 20, 21, END, END, END, END]
 
 
 def test_a_truncated_answer_gets_no_ending():
     builder = RowBuilder(16, 4, PAD, set())
-    pack_answers([Piece(np.arange(10, 60, dtype=np.int32), fixed=3)], builder, END)
-    tokens, _, maskable = builder.rows[0]
+    rows = list(pack_answers([Piece(np.arange(10, 60, dtype=np.int32), fixed=3)], builder, END))
+    tokens, _, maskable = rows[0]
     assert tokens.tolist() == list(range(10, 26))
     assert maskable[3:].all()
 
@@ -67,9 +67,9 @@ def test_a_truncated_answer_gets_no_ending():
 def test_without_blocks_the_ending_is_repeated_a_random_number_of_times():
     builder = RowBuilder(32, 1, PAD, set())
     pieces = [Piece(ids(10, 11, 20), fixed=2) for _ in range(200)]
-    pack_answers(pieces, builder, END, np.random.default_rng(0), max_trailing=5)
+    rows = list(pack_answers(pieces, builder, END, np.random.default_rng(0), max_trailing=5))
     counts = set()
-    for tokens, segments, maskable in builder.rows:
+    for tokens, segments, maskable in rows:
         for segment in range(1, segments.max() + 1):
             inside = segments == segment
             endings = inside & (tokens == END)
@@ -80,8 +80,8 @@ def test_without_blocks_the_ending_is_repeated_a_random_number_of_times():
 
 def test_a_prompt_that_leaves_no_room_is_left_out():
     builder = RowBuilder(16, 4, PAD, set())
-    pack_answers([Piece(np.arange(40, dtype=np.int32), fixed=15)], builder, END)
-    assert builder.rows == []
+    rows = list(pack_answers([Piece(np.arange(40, dtype=np.int32), fixed=15)], builder, END))
+    assert rows == []
 
 
 def test_ids_that_are_never_emitted_are_never_masked(make_config, tokenizer):

@@ -24,8 +24,9 @@ from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.config import load_config
 from diffusiongpt.training.run import make_trainer
 
-whole, path = sys.argv[1:]
+whole, streamed, path = sys.argv[1:]
 assert main(["sft", whole]) == 0
+assert main(["sft", streamed]) == 0
 rank, config = os.environ["RANK"], load_config(path)
 run = pathlib.Path(config.run.output_dir)
 trainer = make_trainer(config)
@@ -40,6 +41,9 @@ if rank == "0":
 torch.distributed.barrier()
 assert main(["sft", path]) == 0
 """
+
+STREAMED = {"streaming": True, "shuffle_buffer_size": 8}
+SHORT = {"max_steps": 3, "sample_steps": None}
 
 LOSES_ONE = """
 import atexit, os, pathlib, sys
@@ -76,11 +80,14 @@ except RunError as error:
 
 @pytest.fixture
 def write_config(make_config, tmp_path):
-    def write(name, **run):
+    def write(name, data=None, **run):
         shared = {"max_steps": 5, "save_steps": 3, "learning_rate": 1e-2, "sample_steps": 4}
         folder = {"output_dir": str(tmp_path / name)}
         config = make_config(
-            stage="sft", diffusion={"block_length": [4, 8]}, run={**shared, **folder, **run}
+            stage="sft",
+            data=data or {},
+            diffusion={"block_length": [4, 8]},
+            run={**shared, **folder, **run},
         )
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(to_mapping(config)))
@@ -109,8 +116,9 @@ def launch_two(folder, text, *arguments):
 def two_processes(write_config, tmp_path):
     """Two processes run with all weights (`whole`), and with half each, to the end and resumed."""
     whole = write_config("whole", batch_size=2)
+    streamed = write_config("streamed", STREAMED, batch_size=2, **SHORT)
     split = write_config("split", batch_size=2, fsdp=True)
-    launch_two(tmp_path, TRAINS_BOTH, whole, split)
+    launch_two(tmp_path, TRAINS_BOTH, whole, streamed, split)
     return tmp_path
 
 
@@ -146,6 +154,12 @@ def test_two_processes_have_the_run_of_one_with_whole_and_with_split_weights(
     check_folder(folder / "split" / "final")
     samples = (folder / "split" / "samples.txt").read_text().splitlines()
     assert len(samples) == 6  # three prompts, written by one process in each part of the run
+
+    assert main(["sft", str(write_config("stream", STREAMED, **SHORT))]) == 0
+    one_stream, two_streamed = (
+        losses_of(folder / name / "checkpoint-3") for name in ("stream", "streamed")
+    )
+    assert two_streamed == pytest.approx(one_stream, rel=1e-5)
 
     # Each process holds about half, and nothing twice.
     held = [json.loads((folder / f"held-{rank}.json").read_text()) for rank in (0, 1)]

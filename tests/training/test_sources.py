@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diffusiongpt.training.config import ConfigError, DataConfig
-from diffusiongpt.training.data import load_store
+from diffusiongpt.training.pieces import load_store
 from diffusiongpt.training.sources import content_key, open_records, read_task_file
 
 TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
