@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusiongpt.training import attention
-from diffusiongpt.training.config import TrainingConfig, from_mapping
+from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.config_file import from_mapping
 from diffusiongpt.training.denoiser import Denoiser, build_network
 from diffusiongpt.training.flops import step_flops
 from diffusiongpt.training.noise import draw_corruption

@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from diffusiongpt.training.config import ConfigError, TrainingConfig, load_config
+from diffusiongpt.training.config import ConfigError, TrainingConfig
+from diffusiongpt.training.config_file import load_config
 from diffusiongpt.training.evaluate import Bound
 from diffusiongpt.training.folders import load_tokenizer
 from diffusiongpt.training.generation import load_engine, measure_endings, stop_ids_of

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from diffusiongpt.engine import Engine, GenerationParams
-from diffusiongpt.training.config import load_config
+from diffusiongpt.training.config_file import load_config
 from diffusiongpt.training.run import make_tokenizer, train
 
 data, steps = sys.argv[1:]

@@ -24,13 +24,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusiongpt.training.config import (
-    ConfigError,
-    DataConfig,
-    RunError,
-    TrainingConfig,
-    load_config,
-)
+from diffusiongpt.training.config import ConfigError, DataConfig, RunError, TrainingConfig
+from diffusiongpt.training.config_file import load_config
 
 
 def _train(arguments: list[str]) -> None:

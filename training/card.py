@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from diffusiongpt.training.config import ConfigError, to_mapping
+from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.evaluate import Bound
 from diffusiongpt.training.trainer import DiffusionTrainer
 

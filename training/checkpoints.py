@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from diffusiongpt.training.config import ConfigError, TrainingConfig, from_mapping, to_mapping
+from diffusiongpt.training.config import ConfigError, TrainingConfig
+from diffusiongpt.training.config_file import from_mapping, to_mapping
 
 CONFIG_FILE = "config.yaml"
 _STATE_FILE = "trainer_state.json"  # the Trainer writes it last

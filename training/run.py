@@ -26,7 +26,8 @@ from diffusiongpt.training.checkpoints import (
     forget_checkpoints,
     last_checkpoint,
 )
-from diffusiongpt.training.config import ConfigError, RunConfig, TrainingConfig, to_mapping
+from diffusiongpt.training.config import ConfigError, RunConfig, TrainingConfig
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.data import (
     RowDataset,
     build_dataset,

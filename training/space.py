@@ -10,13 +10,8 @@ from typing import Any
 
 import yaml
 
-from diffusiongpt.training.config import (
-    ConfigError,
-    TrainingConfig,
-    from_mapping,
-    load_config,
-    to_mapping,
-)
+from diffusiongpt.training.config import ConfigError, TrainingConfig
+from diffusiongpt.training.config_file import from_mapping, load_config, to_mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 import yaml
 
-from diffusiongpt.training.config import ConfigError, RunError, to_mapping
+from diffusiongpt.training.config import ConfigError, RunError
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.space import SweepConfig, with_values
 from diffusiongpt.training.trial import import_optuna, run_trial
 

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from diffusiongpt.training.config import from_mapping
+from diffusiongpt.training.config_file import from_mapping
 from diffusiongpt.training.denoiser import Denoiser, build_network
 from diffusiongpt.training.tokenizer import save_tokenizer, special_ids, train_tokenizer
 

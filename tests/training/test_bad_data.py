@@ -7,7 +7,7 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffusiongpt.training.__main__ import main
-from diffusiongpt.training.config import to_mapping
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.run import load_rows, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusiongpt.training.__main__ import main
-from diffusiongpt.training.config import to_mapping
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
 from diffusiongpt.training.flops import blocks_of, flops_per_token, step_flops
 from diffusiongpt.training.noise import block_length_at

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusiongpt.training.config import load_config, to_mapping
+from diffusiongpt.training.config_file import load_config, to_mapping
 from diffusiongpt.training.space import with_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from diffusiongpt.training.__main__ import main
-from diffusiongpt.training.config import ConfigError, from_mapping
+from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.config_file import from_mapping
 from diffusiongpt.training.generation import load_engine
 from diffusiongpt.training.harness import (
     Scorer,

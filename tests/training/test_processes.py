@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from diffusiongpt.training.__main__ import main
-from diffusiongpt.training.config import ConfigError, to_mapping
+from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.run import check_folder, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
@@ -21,7 +22,7 @@ TRAINS_BOTH = """
 import json, os, pathlib, shutil, sys
 import torch.distributed
 from diffusiongpt.training.__main__ import main
-from diffusiongpt.training.config import load_config
+from diffusiongpt.training.config_file import load_config
 from diffusiongpt.training.run import make_trainer
 
 whole, streamed, path = sys.argv[1:]
@@ -48,7 +49,8 @@ SHORT = {"max_steps": 3, "sample_steps": None}
 LOSES_ONE = """
 import atexit, os, pathlib, sys
 import torch.distributed
-from diffusiongpt.training.config import RunError, load_config
+from diffusiongpt.training.config import RunError
+from diffusiongpt.training.config_file import load_config
 from diffusiongpt.training.run import make_trainer
 
 rank, config = os.environ["RANK"], load_config(sys.argv[1])

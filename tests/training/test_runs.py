@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 
 from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.checkpoints import last_checkpoint
-from diffusiongpt.training.config import ConfigError, RunError, to_mapping
+from diffusiongpt.training.config import ConfigError, RunError
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.run import make_trainer, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")

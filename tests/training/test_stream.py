@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.checkpoints import last_checkpoint
-from diffusiongpt.training.config import ConfigError, to_mapping
+from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.data import Row, pack_pieces
 from diffusiongpt.training.pieces import load_store
 from diffusiongpt.training.run import make_trainer, report_cost, show_batch

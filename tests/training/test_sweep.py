@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from diffusiongpt.training.__main__ import main
-from diffusiongpt.training.config import ConfigError, load_config, to_mapping
+from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.config_file import load_config, to_mapping
 from diffusiongpt.training.run import make_trainer
 from diffusiongpt.training.space import Range, load_sweep, with_values
 from diffusiongpt.training.sweep import count_trials, open_study

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusiongpt.training.config import ConfigError, from_mapping, load_config
+from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.config_file import from_mapping, load_config
 
 
 def test_unknown_keys_are_refused_by_name():
