@@ -52,7 +52,7 @@ def test_a_benchmark_reports_its_ratio_and_the_machine(script, tmp_path):
         cwd=BENCHMARKS,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_quantised_weights_are_compared_with_plain_ones(tmp_path):
         cwd=BENCHMARKS,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ def test_refined_drafts_are_told_beside_the_law():
         cwd=BENCHMARKS,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

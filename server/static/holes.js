@@ -2,7 +2,9 @@
 // likeliest, or made of selected words.
 import { el, icon } from "./dom.js";
 
-const HOLE = /⟦\s*(\d{1,5}|auto)\s*⟧/;
+// A space before a hole is the hole's: words begin with theirs in the tokens of most models, and
+// after a space of its own a model would write half a word.
+const HOLE = / ?⟦\s*(\d{1,5}|auto)\s*⟧/;
 const LETTERS_PER_TOKEN = 4;
 const NEW_LENGTH = 8;
 

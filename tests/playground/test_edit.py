@@ -27,14 +27,14 @@ def test_holes_are_filled_between_given_texts(stage):
     area.evaluate("area => area.setSelectionRange(7, 14)")
     page.get_by_role("button", name="Make a hole").click()
     expect(area).to_have_value("Once a ⟦2⟧ on the wall.")
-    stage.generator.frames = write_frames(words_in_order(["dog", " ran"], [1, 0]), 2)
+    stage.generator.frames = write_frames(words_in_order([" dog", " ran"], [1, 0]), 2)
     stage.generator.hold_at = 2
     page.keyboard.press("Enter")
     expect(page.locator(".word")).to_have_text("ran")
     stage.shoot("filling")
     stage.generator.gate.set()
     stage.done()
-    assert stage.generator.prompts == [Infill("Once a ", Hole(2), " on the wall.")]
+    assert stage.generator.prompts == [Infill("Once a", Hole(2), " on the wall.")]
     expect(page.locator(".passage")).to_have_text("Once a dog ran on the wall.")
     expect(page.locator(".hole")).to_have_text("2")
     page.get_by_label("Copy the answer").click()
@@ -139,11 +139,11 @@ def test_a_hole_finds_its_length(stage):
     area.evaluate("area => area.setSelectionRange(7, 14)")
     page.get_by_role("button", name="Find its length").click()
     expect(area).to_have_value("Once a ⟦auto⟧ on the wall.")
-    stage.generator.frames = write_frames(words_in_order(["dog", " ran"], [1, 0]), 2)
+    stage.generator.frames = write_frames(words_in_order([" dog", " ran"], [1, 0]), 2)
     page.keyboard.press("Enter")
     stage.done()
     lengths = [prompt.parts[1] for prompt in stage.generator.prompts]
-    assert stage.generator.prompts[0].parts[::2] == ("Once a ", " on the wall.")
+    assert stage.generator.prompts[0].parts[::2] == ("Once a", " on the wall.")
     assert lengths == [Hole(4), Hole(8), Hole(16), Hole(32)]
     assert isinstance(stage.generator.prompts[0], Infill)
     expect(page.locator(".hole")).to_have_text("auto")
