@@ -34,13 +34,22 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
     if path is not None:
         if not Path(path).is_file():
             raise ConfigError(f"the configuration file {str(path)!r} does not exist")
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        raw = parse_yaml(str(path), Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
     values: dict[str, Any] = {key: _copy(value) for key, value in raw.items()}
     for key, value in _pairs(overrides):
         _set(values, key, value)
     return from_mapping(values)
+
+
+def parse_yaml(name: str, text: str) -> Any:
+    """The value that a YAML text stands for; `name` says in a refusal where it is from."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{name} must be YAML, and cannot be read: {reason}") from error
 
 
 def from_mapping(values: Mapping[str, Any]) -> TrainingConfig:
@@ -121,7 +130,8 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         key, equals, inline = flag[2:].partition("=")
         if not equals and not rest:
             raise ConfigError(f"--{key} needs a value")
-        pairs.append((key.replace("-", "_"), yaml.safe_load(inline if equals else rest.pop(0))))
+        value = parse_yaml(f"--{key}", inline if equals else rest.pop(0))
+        pairs.append((key.replace("-", "_"), value))
     return pairs
 
 

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffusiongpt.training.config import ConfigError
+from diffusiongpt.training.config_file import parse_yaml
 from diffusiongpt.training.tokenizer import END_OF_TEXT
 
 Record = dict[str, Any]
@@ -52,7 +51,7 @@ class TaskFile:
 
 def read_task_file(path: Path) -> TaskFile:
     """A task file; unknown keys and nonsense are refused by name."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw = parse_yaml(f"the task file {path}", path.read_text(encoding="utf-8"))
     known = {each.name for each in dataclasses.fields(TaskFile)}
     if not isinstance(raw, dict) or "dataset" not in raw:
         raise ConfigError(f"the task file {path} must be a mapping with the key dataset")

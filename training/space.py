@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffusiongpt.training.config import ConfigError, TrainingConfig
-from diffusiongpt.training.config_file import from_mapping, load_config, to_mapping
+from diffusiongpt.training.config_file import from_mapping, load_config, parse_yaml, to_mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +82,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     if not Path(path).is_file():
         raise ConfigError(f"the sweep's file {str(path)!r} does not exist")
-    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    raw = parse_yaml(str(path), Path(path).read_text(encoding="utf-8"))
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path} must hold a mapping, got {raw!r}")
     for key in raw:
@@ -135,7 +133,7 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         key, equals, inline = flag.removeprefix("--").partition("=")
         key = key.replace("-", "_")
         if flag.startswith("--") and key in _PLAIN and (equals or words):
-            own[key] = yaml.safe_load(inline if equals else words.pop(0))
+            own[key] = parse_yaml(f"--{key}", inline if equals else words.pop(0))
         else:
             rest.append(flag)
     return own, rest

@@ -51,6 +51,15 @@ def test_a_required_value_must_be_passed(tmp_path):
         load_config(path)
 
 
+def test_what_is_no_yaml_is_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {data_dir: ???}\n")
+    with pytest.raises(ConfigError, match=r"config.yaml must be YAML, and cannot be read: while"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"--mix must be YAML, and cannot be read: while"):
+        load_config(None, ["--mix", "{a"])
+
+
 def test_every_shipped_config_is_accepted():
     given = ["--data_dir", "d", "--tokenizer", "t", "--init_from", "m"]
     paths = sorted(Path("configs").glob("*.yaml"))
