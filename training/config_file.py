@@ -28,6 +28,17 @@ _SECTIONS: dict[str, type[Any]] = {
 }
 
 
+TYPE_NAMES: dict[Any, str] = {
+    type(None): "nothing",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list of whole numbers",
+    Mapping: "a mapping",
+}
+
+
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read the YAML file at `path` and apply `--key value` (or `--section.key value`) overrides."""
     raw: Any = {}
@@ -113,10 +124,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             continue
         if typing.get_origin(option) is not None and isinstance(value, Mapping):
             return dict(value)
-    accepted = " or ".join(
-        "nothing" if option is type(None) else getattr(option, "__name__", str(option))
-        for option in options
-    )
+    accepted = " or ".join(TYPE_NAMES[typing.get_origin(option) or option] for option in options)
     raise ConfigError(f"{name} must be {accepted}, got {value!r}")
 
 

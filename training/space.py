@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongpt.training.config import ConfigError, TrainingConfig
-from diffusiongpt.training.config_file import from_mapping, load_config, parse_yaml, to_mapping
+from diffusiongpt.training.config_file import (
+    TYPE_NAMES,
+    from_mapping,
+    load_config,
+    parse_yaml,
+    to_mapping,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +148,7 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def _checked(key: str, value: Any) -> Any:
     kind, least = _PLAIN[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{key} must be {kind.__name__}, got {value!r}")
+        raise ConfigError(f"{key} must be {TYPE_NAMES[kind]}, got {value!r}")
     if isinstance(value, int) and least is not None and value < least:
         raise ConfigError(f"{key} must be at least {least}, got {value}")
     return value

@@ -24,10 +24,15 @@ class RowStream(IterableDataset[dict[str, torch.Tensor]]):
     An item is `Row.item`. Where a row begins depends on all that came before it, so each of several
     workers reads everything and gives its share of the batches: one worker reads while the run
     trains, and more of them are no faster.
+
+    Raises:
+        ConfigError, FileNotFoundError: a source that cannot be read, or has no text that fits.
     """
 
     def __init__(self, config: TrainingConfig, tokenizer: Any) -> None:
         self.config, self.tokenizer = config, tokenizer
+        for name in config.data.mix:  # what cannot be read is refused now, and not by a worker
+            next(_repeat(name, config, tokenizer))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()

@@ -100,7 +100,7 @@ def test_it_learns_at_every_length(make_config):
         ({"block_length": [4, 6]}, r"must divide the longest, 6, got \[4, 6\]"),
         ({"block_length": [4, 4]}, r"name each length once, got \[4, 4\]"),
         ({"block_length": [4, -8]}, r"must be in 0\.\.1048576, got -8"),
-        ({"block_length": [4, "x"]}, r"block_length must be int or .*, got \[4, 'x'\]"),
+        ({"block_length": [4, "x"]}, r"block_length must be a whole number or .*, got \[4, 'x'\]"),
         ({"block_length": [4, 64]}, r"multiple of diffusion.block_length=64, got 32"),
         ({"block_length": [4, 8], "objective": "masked"}, "need the objective block"),
     ],

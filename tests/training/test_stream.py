@@ -117,10 +117,10 @@ def test_a_source_without_a_text_is_refused(make_streamed, tokenizer, tmp_path):
     with pytest.raises(
         ConfigError, match=r"data.mix.none has no text that fits, and a stream of it"
     ):
-        next(iter(RowStream(config, tokenizer)))
+        RowStream(config, tokenizer)
 
 
 def test_chats_whose_prompts_fill_the_row_are_refused(make_streamed, tokenizer):
     config = make_streamed("sft", data={"max_seq_length": 4})
     with pytest.raises(ConfigError, match=r"data.mix.chats has no text that fits"):
-        next(iter(RowStream(config, tokenizer)))
+        RowStream(config, tokenizer)
