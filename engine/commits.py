@@ -18,8 +18,8 @@ class Commits:
     if someone asks. The mask came back to `remasked_position` of `remasked_row`. `step` is the
     block step reached, and `is_open` says whether the block may still change.
 
-    Where the whole grid was computed, `meant` and `remask_meant` (N,) bool say which of the rows
-    are changes; `went` (A,) bool says which slots took part, where some did not.
+    `went` (A,) bool says which slots took part. Where the whole grid was computed, `meant` and
+    `remask_meant` (N,) bool say which of the rows are changes.
     """
 
     row: Tensor
@@ -31,14 +31,15 @@ class Commits:
     remasked_position: Tensor
     step: Tensor
     is_open: Tensor
+    went: Tensor
     meant: Tensor | None = None
     remask_meant: Tensor | None = None
-    went: Tensor | None = None
 
     def read(self) -> Commits:
         """The same on the host, where only changes are left; waits for the device."""
-        went = None if self.went is None else self.went.cpu()
-        commits = replace(self, step=self.step.cpu(), is_open=self.is_open.cpu(), went=went)
+        commits = replace(
+            self, step=self.step.cpu(), is_open=self.is_open.cpu(), went=self.went.cpu()
+        )
         if self.meant is None:
             return commits
         meant = self.meant.cpu()

@@ -5,53 +5,15 @@ Legend: A slots of the batch, W positions of the widest block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from diffusiongpt.engine.cache import SlotCache
+from diffusiongpt.engine.layout import Layout
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 from diffusiongpt.engine.revise import remask_chances
 from diffusiongpt.engine.slots import SlotRows, SlotTable
-from diffusiongpt.engine.upload import upload
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The canvas positions start..stop of a slot that the model computes in this step.
-
-    With a cache it sees what that keeps as well, and positions count from the canvas's start;
-    without one they count from `start`. `block_length` is of block-causal attention, or None.
-    From `shadows_from` on, `num_shadows` positions have a shadow each: a mask that stands there
-    too, sees all but the token at its place, and is seen by nothing. So its logits say what the
-    rest of the canvas makes of that place, even if the model never learnt to predict filled
-    positions.
-    """
-
-    slot: int
-    start: int
-    stop: int
-    cache: SlotCache | None = None
-    block_length: int | None = None
-    shadows_from: int = 0
-    num_shadows: int = 0
-
-    @property
-    def length(self) -> int:
-        """Positions of the window."""
-        return self.stop - self.start
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model computes: its positions and their shadows."""
-        return self.length + self.num_shadows
-
-    @property
-    def first_position_id(self) -> int:
-        """What the model takes the window's first token to stand at."""
-        return 0 if self.cache is None else self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +39,27 @@ class Grid:
 def block_grid(
     table: SlotTable,
     rows: SlotRows,
-    windows: Sequence[Window],
+    layout: Layout,
     width: int,
     *,
     shift: bool,
-    going: Tensor | None = None,
+    going: Tensor,
 ) -> Grid:
-    """Lay out the blocks of a batch, `width` positions each; of slots that are not `going` (A,)
-    nothing is masked or filled."""
-    device = table.ids.device
-    starts = upload([window.start for window in windows], device)
-    offsets = upload([0, *_offsets(windows)[:-1]], device)
-    position = rows.block_start[:, None] + torch.arange(width, device=device)
+    """The blocks of a batch, `width` positions each; of slots that are not `going` (A,) nothing is
+    masked or filled."""
+    position = rows.block_start[:, None] + torch.arange(width, device=table.ids.device)
     inside = position < rows.block_end[:, None]
     position = position.minimum((rows.block_end - 1)[:, None])
-    in_window = position - starts[:, None]
+    in_window = position - layout.start[:, None]
     if shift:
         in_window = (in_window - 1).clamp(min=0)
     slot = rows.slot[:, None]
-    to_do = inside if going is None else inside & going[:, None]
+    to_do = inside & going[:, None]
     masked = to_do & table.masked[slot, position]
     filled = to_do & ~masked & table.revisable[slot, position]
-    packed = offsets[:, None] + in_window
-    if any(window.num_shadows for window in windows):
-        shadowed = upload([window.num_shadows > 0 for window in windows], device)
-        lengths = upload([window.length for window in windows], device)
-        shadow = (offsets + lengths - rows.block_start)[:, None] + position
-        packed = torch.where(filled & shadowed[:, None], shadow, packed)
+    has_shadow = filled & (rows.revision.shadowed & rows.looks_back)[:, None]
+    shadow = layout.first_shadow[:, None] + position - rows.block_start[:, None]
+    packed = torch.where(has_shadow, shadow, layout.first[:, None] + in_window)
     return Grid(
         position=position,
         packed=packed,
@@ -114,14 +70,6 @@ def block_grid(
         candidate=masked,
         hitting=table.hitting[slot, position],
     )
-
-
-def _offsets(windows: Sequence[Window]) -> list[int]:
-    total, ends = 0, []
-    for window in windows:
-        total += window.num_tokens
-        ends.append(total)
-    return ends
 
 
 def next_step(rows: SlotRows, grid: Grid) -> tuple[Tensor, Tensor]:

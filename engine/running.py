@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from diffusiongpt.engine.cache import SlotCache
 from diffusiongpt.engine.draft import OpenedDraft
 from diffusiongpt.engine.frame import CommittedToken, TokenChange, Usage
-from diffusiongpt.engine.grid import Window
 from diffusiongpt.engine.guides import Guide
 from diffusiongpt.engine.holes import HoledText
+from diffusiongpt.engine.layout import Window
 from diffusiongpt.engine.logprobs import PositionLogprobs
 from diffusiongpt.engine.pages import Page
 from diffusiongpt.engine.request import Request

@@ -56,7 +56,7 @@ def review(
     grid: Grid,
     has_masks: Tensor,
     step: Tensor,
-    going: Tensor | None = None,
+    going: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Whether each block may still change, and how often it was looked at when it was full.
 
@@ -68,7 +68,7 @@ def review(
     key = state_keys(table.ids[rows.slot[:, None], grid.position], grid.inside)
     came_back = was_seen(key, table.seen[rows.slot], round)
     column = round.minimum(rows.revision.max_rounds)
-    keeps = has_masks if going is None else has_masks | ~going
+    keeps = has_masks | ~going
     table.seen[rows.slot, column] = torch.where(keeps, table.seen[rows.slot, column], key)
     again = (round < rows.revision.max_rounds) & ~came_back
     tosses = rows.revision.tosses & (step < rows.steps)

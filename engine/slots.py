@@ -3,7 +3,7 @@
 All that a denoising step reads or writes lives here, on the device, so that slots with other
 lengths, steps, policies, temperatures and seeds go through the same tensor program.
 
-Legend: S slots, C positions of the longest canvas and one more, A slots of one batch, B biases of
+Legend: S slots, C positions of the longest canvas and two more, A slots of one batch, B biases of
 a slot.
 """
 
@@ -22,7 +22,6 @@ from diffusiongpt.engine.params import MAX_BIASED
 from diffusiongpt.engine.policies import MAX_ROUNDS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 from diffusiongpt.engine.revise import RevisionRows, state_keys
-from diffusiongpt.engine.upload import upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +142,9 @@ class SlotTable:
         # What is written to no position goes to one behind all canvases, so that nothing has to
         # be counted before it is written.
         self.nowhere = canvas_capacity
-        shape = (num_slots, canvas_capacity + 1)
+        # Behind that stands a mask that nobody ever fills, for tokens of no canvas.
+        self.blank = canvas_capacity + 1
+        shape = (num_slots, canvas_capacity + 2)
         self.ids = torch.full(shape, mask_token_id, dtype=torch.long, device=device)  # (S, C)
         self.masked = torch.zeros(shape, dtype=torch.bool, device=device)  # (S, C) still to fill
         self.hitting = torch.zeros(shape, dtype=torch.float32, device=device)  # (S, C) in [0, 1)
@@ -244,7 +245,7 @@ class SlotTable:
     def write(self, slot: Tensor, position: Tensor, token_id: Tensor, confidence: Tensor) -> None:
         """Give positions (N,) of slots (N,) their tokens."""
         self.ids[slot, position] = token_id
-        self.masked[slot, position] = False
+        _put(self.masked, slot, position, False)
         self.confidence[slot, position] = confidence
         self._forget(slot, position)
 
@@ -257,15 +258,15 @@ class SlotTable:
 
     def mask_again(self, slot: Tensor, position: Tensor) -> None:
         """Put the mask back on positions (N,) of slots (N,), no pair twice; a new visit begins."""
-        self.ids[slot, position] = self.mask_token_id
-        self.masked[slot, position] = True
+        _put(self.ids, slot, position, self.mask_token_id)
+        _put(self.masked, slot, position, True)
         self.visit[slot, position] += 1
         self._forget(slot, position)
 
     def _forget(self, slot: Tensor, position: Tensor) -> None:
         """Drop what earlier steps thought of positions (N,) of slots (N,)."""
-        self.last_top[slot, position] = -1
-        self.credit[slot, position] = 0.0
+        _put(self.last_top, slot, position, -1)
+        _put(self.credit, slot, position, 0.0)
 
     def set_progress(
         self, slots: Tensor, step: Tensor, round: Tensor, num_committed: Tensor
@@ -276,9 +277,8 @@ class SlotTable:
         self.integers[slots, _ROUND] = round
         self.integers[slots, _NUM_COMMITTED] = num_committed
 
-    def rows(self, slots: Sequence[int]) -> SlotRows:
-        """The scalars of the given slots, in their order."""
-        slot = upload(slots, self.ids.device)
+    def rows(self, slot: Tensor) -> SlotRows:
+        """The scalars of the given slots (A,), in their order."""
         columns = dict(zip(_INTEGERS, self.integers[slot].unbind(dim=1), strict=True))
         columns |= zip(_REALS, self.reals[slot].unbind(dim=1), strict=True)
         columns |= {name: columns[name].bool() for name in _FLAGS}
@@ -309,6 +309,12 @@ class SlotTable:
             ids = self.ids[slot, position]
             lists.append(penalties(ids, held, rows.frequency_penalty, rows.presence_penalty))
         return BatchBias(tuple(lists))
+
+
+def _put(buffer: Tensor, slot: Tensor, position: Tensor, value: float) -> None:
+    """Give positions (N,) of slots (N,) one value; a number of the host, assigned as it is, would
+    be copied to the device, which waits."""
+    buffer[slot, position] = buffer.new_full((), value)
 
 
 def _pick(record: type, columns: dict[str, Tensor]) -> dict[str, Tensor]:

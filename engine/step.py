@@ -9,7 +9,6 @@ Legend: A slots of the batch, W positions of the widest block, T packed tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -21,14 +20,9 @@ from diffusiongpt.engine.cells import Cells
 from diffusiongpt.engine.commit import choose_positions, commits_due
 from diffusiongpt.engine.commits import Commits
 from diffusiongpt.engine.frontier import Frontier
-from diffusiongpt.engine.grid import (
-    Grid,
-    Window,
-    block_grid,
-    next_step,
-    with_coins,
-)
+from diffusiongpt.engine.grid import Grid, block_grid, next_step, with_coins
 from diffusiongpt.engine.history import credit_tokens, is_steady
+from diffusiongpt.engine.layout import Layout
 from diffusiongpt.engine.packing import Backbone, run_backbone
 from diffusiongpt.engine.randomness import Purpose, counter_keys
 from diffusiongpt.engine.sampling import DrawParams, Draws, Head, RowStatistics
@@ -41,26 +35,26 @@ def denoise(
     model: Backbone,
     head: Head,
     table: SlotTable,
-    windows: Sequence[Window],
+    layout: Layout,
     facts: BatchFacts,
+    going: Tensor,
     frontier: Frontier | None = None,
-    going: Tensor | None = None,
 ) -> Commits:
     """Take every slot of the batch one denoising step further.
 
     Args:
+        going: (A,) bool, the slots that take part; the others stay as they are.
         frontier: of the slots that a constraint guides, if there are any.
-        going: (A,) bool, the slots that take part; the others stay as they are. None is all.
     """
-    rows = table.rows([window.slot for window in windows])
-    grid = block_grid(table, rows, windows, facts.width, shift=model.logit_shift, going=going)
+    rows = table.rows(layout.slot)
+    grid = block_grid(table, rows, layout, facts.width, shift=model.logit_shift, going=going)
     step, time = next_step(rows, grid)
     at_least = commits_due(grid.candidate.sum(dim=1), rows.steps - rows.step)
     if facts.any_tossing:
         grid, time = with_coins(rows, grid, step, time)
     if facts.any_blind:
         grid, at_least = _choose_blindly(rows, grid, at_least, time, facts.max_gap, frontier)
-    hidden, grid = run_backbone(model, table, rows, windows, facts, grid)
+    hidden, grid = run_backbone(model, table, rows, layout, facts, grid)
     bias = table.bias(rows, num_biased=facts.num_biased, num_penalized=facts.num_penalized)
     bias = bias if frontier is None else replace(bias, frontier=frontier)
     statistics = _no_statistics(grid)
@@ -95,11 +89,9 @@ def denoise(
         place = again.or_else(again.of_grid(grid.position), table.nowhere)
         table.mask_again(rows.slot[again.row], place)
         is_open, round = review(table, rows, grid, is_open, step, going)
-    num_committed = chosen.sum(dim=1)
-    if going is not None:
-        step, round = torch.where(going, step, rows.step), torch.where(going, round, rows.round)
-        num_committed = torch.where(going, num_committed, rows.num_committed)
-        is_open = is_open & going
+    step, round = torch.where(going, step, rows.step), torch.where(going, round, rows.round)
+    num_committed = torch.where(going, chosen.sum(dim=1), rows.num_committed)
+    is_open = is_open & going
     table.set_progress(rows.slot, step, round, num_committed)
     return Commits(
         row=cells.row,
@@ -111,9 +103,9 @@ def denoise(
         remasked_position=again.of_grid(grid.position),
         step=step,
         is_open=is_open,
+        went=going,
         meant=cells.meant,
         remask_meant=again.meant,
-        went=going,
     )
 
 

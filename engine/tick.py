@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusiongpt.engine.batch_facts import describe_batch
+from diffusiongpt.engine.batch_facts import BatchFacts, describe_batch
 from diffusiongpt.engine.commits import Commits
 from diffusiongpt.engine.finishing import finish, finish_reason
 from diffusiongpt.engine.frame import Frame, TokenChange
@@ -21,11 +21,11 @@ from diffusiongpt.engine.report import (
     note_logprobs,
 )
 from diffusiongpt.engine.request import Request
+from diffusiongpt.engine.round import Round
 from diffusiongpt.engine.running import Running
 from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.scheduler import Scheduler
 from diffusiongpt.engine.seating import Seating
-from diffusiongpt.engine.step import denoise
 from diffusiongpt.engine.text import TextUpdate
 from diffusiongpt.engine.tokenizer import Tokenizer
 
@@ -122,39 +122,37 @@ class Ticker:
         return frames
 
     def _denoise(self, batch: Sequence[Running]) -> list[Commits]:
-        """Some steps of the batch, read when all of them were started; a slot whose block is
-        complete waits for the others."""
-        num_ticks = self._num_ticks(batch)
-        whole_grid = num_ticks > 1
+        """What the steps of a round changed."""
+        whole_grid = self._computes_whole_grid(batch)
         facts = describe_batch(batch, num_tokens=self._padded_to, whole_grid=whole_grid)
-        frontier = self._frontier(batch, facts.width)
-        started: list[Commits] = []
-        for _ in range(num_ticks):
-            windows = [running.window() for running in batch]
-            going = started[-1].is_open if started else None
-            table = self._scheduler.table
-            started.append(denoise(self._model, self._head, table, windows, facts, frontier, going))
+        steps = self._begin_round(facts, self._frontier(batch, facts.width))
+        most_left = max(running.most_steps_left for running in batch)
+        for _ in range(min(self._ticks_per_round, most_left) if whole_grid else 1):
+            steps.start([running.window() for running in batch])
             for running in batch:
                 running.note_forward()
-        steps = [commits.read() for commits in started]
+        changed = steps.read()
         for running in batch:
             self._scheduler.share_blocks(running)
-        return steps
+        return changed
 
-    def _num_ticks(self, batch: Sequence[Running]) -> int:
-        """Steps until the host looks: one where constraints decide in every step, or where the
-        whole grid of the batch is too much to be computed."""
+    def _begin_round(self, facts: BatchFacts, frontier: Frontier | None) -> Round:
+        return Round(self._model, self._head, self._scheduler.table, facts, frontier)
+
+    def _computes_whole_grid(self, batch: Sequence[Running]) -> bool:
+        """Whether there may be several steps until the host looks: not where constraints decide in
+        every step, or where the whole grid of the batch is too much to be computed."""
+        if self._ticks_per_round == 1 or any(running.guide for running in batch):
+            return False
         width = max(running.block_end - running.block_start for running in batch)
-        if len(batch) * width > _MOST_CELLS or any(running.guide for running in batch):
-            return 1
-        return min(self._ticks_per_round, max(running.most_steps_left for running in batch))
+        return len(batch) * width <= _MOST_CELLS
 
     def _tell(self, batch: Sequence[Running], commits: Commits) -> list[Frame]:
         """The frames of what a step changed in each request that took part."""
         frames = []
         note_logprobs(batch, commits, self._tokenizer)
         progress = commits.step.tolist(), commits.is_open.tolist(), changes_of(batch, commits)
-        went = [True] * len(batch) if commits.went is None else commits.went.tolist()
+        went = commits.went.tolist()
         for running, goes, step, is_open, changes in zip(batch, went, *progress, strict=True):
             # Some end before what was started with them is read.
             if goes and self._scheduler.running.get(running.request.request_id) is running:

@@ -6,16 +6,15 @@ from pinned memory is started like a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
-def upload(values: Sequence[int] | Sequence[bool], device: torch.device) -> Tensor:
-    """A tensor of numbers on the device."""
-    on_cuda = device.type == "cuda"
-    return torch.tensor(values, pin_memory=on_cuda).to(device, non_blocking=True)
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Values on the host, put on the device."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def refill(buffer: Tensor, values: Tensor) -> None:

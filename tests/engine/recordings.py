@@ -71,9 +71,16 @@ class CopiesNothing(TorchFunctionMode):
     )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.REFUSED:
+        if func in self.REFUSED or (func is Tensor.__setitem__ and _puts_a_number(*args)):
             raise AssertionError(f"{func.__name__} waits for the device")
         return func(*args, **(kwargs or {}))
+
+
+def _puts_a_number(buffer: Tensor, index: Any, value: Any) -> bool:
+    """Whether a number of the host is put where tensors say: `index_put_` copies it to the device,
+    and waits; slices are filled by it."""
+    indices = index if isinstance(index, tuple) else (index,)
+    return not isinstance(value, Tensor) and any(isinstance(each, Tensor) for each in indices)
 
 
 class StrictRecorder:

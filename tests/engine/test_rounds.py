@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixes import asks, frames_of, params_of, unnamed
 from recordings import AsksNothing, CopiesNothing
 from torch import Tensor
 from torch._C import DisableTorchFunction
 from torch.utils._python_dispatch import _disable_current_modes
 
-from diffusiongpt.engine import upload as upload_module
 from diffusiongpt.engine.batch_facts import describe_batch
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.draft import Draft
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.errors import LoadError
-from diffusiongpt.engine.frame import FinishReason, Frame
+from diffusiongpt.engine.frame import FinishReason
+from diffusiongpt.engine.layout import lay_out
 from diffusiongpt.engine.params import EditParams, GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.step import denoise
@@ -33,55 +33,6 @@ from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from toy_models import HashModel, toy_engine
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-def params_of(policy: str, max_tokens: int, block_length: int | None, **fields: Any) -> Any:
-    steps = 2 * max_tokens if PRESETS[policy].tosses else None
-    if block_length is not None:
-        block_length = min(block_length, max_tokens)
-    return GenerationParams(
-        policy=policy, max_tokens=max_tokens, steps=steps, block_length=block_length, **fields
-    )
-
-
-asks = st.tuples(
-    st.lists(st.integers(0, 30), min_size=1, max_size=12),
-    st.builds(
-        params_of,
-        policy=st.sampled_from(sorted(PRESETS)),
-        max_tokens=st.integers(1, 14),
-        block_length=st.sampled_from([None, 3, 8]),
-        temperature=st.sampled_from([0.0, 0.8]),
-        top_k=st.sampled_from([0, 5]),
-        frequency_penalty=st.sampled_from([0.0, 0.7]),
-        seed=st.integers(0, 99),
-        logprobs=st.sampled_from([None, 2]),
-        watch=st.just(True),
-    ),
-)
-
-
-def frames_of(engine: Engine, mix: Any, aborted: int | None = None) -> list[list[Frame]]:
-    """The frames of requests that run together, but of one that is aborted on the way."""
-    requests = [engine.prepare(*ask) for ask in mix]
-    frames: dict[str, list[Frame]] = {request.request_id: [] for request in requests}
-    for request in requests:
-        engine.add(request)
-    while not engine.is_idle:
-        for frame in engine.step():
-            frames[frame.request_id].append(frame)
-        if aborted is not None:
-            engine.abort(requests[aborted % len(requests)].request_id)
-    return [
-        frames[request.request_id]
-        for index, request in enumerate(requests)
-        if aborted is None or index != aborted % len(requests)
-    ]
-
-
-def unnamed(frames: list[list[Frame]]) -> list[list[Frame]]:
-    """The same without the names of requests, which count on."""
-    return [[replace(frame, request_id="") for frame in each] for each in frames]
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,8 +97,8 @@ def test_a_slot_that_waits_for_others_stays_as_it_is():
     waiting = torch.tensor([each.slot for each in batch])[~going]
     buffers = [value for value in vars(table).values() if isinstance(value, Tensor)]
     before = [buffer[waiting].clone() for buffer in buffers]
-    windows = [each.window() for each in batch]
-    commits = denoise(engine.model, engine._head, table, windows, facts, None, going).read()  # type: ignore[arg-type]
+    layout = lay_out(table, [each.window() for each in batch])
+    commits = denoise(engine.model, engine._head, table, layout, facts, going).read()  # type: ignore[arg-type]
     for buffer, copy in zip(buffers, before, strict=True):
         inside = slice(None, table.canvas_capacity)
         assert buffer[waiting][:, inside].equal(copy[:, inside])
@@ -158,26 +109,20 @@ def test_a_slot_that_waits_for_others_stays_as_it_is():
 
 @contextmanager
 def nothing_asked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Refuses, while steps are started, operations that wait, and tensors of the host's numbers
-    that do not go by `upload`. The forward itself is for `test_captured.py`."""
-    ticker, backbone, put = engine._ticker, engine.model.backbone, upload_module.upload
+    """Refuses, while a step is under way, operations that wait, and numbers of the host. The
+    forward itself is for `test_captured.py`."""
+    ticker, backbone = engine._ticker, engine.model.backbone
 
     def forward(*given: Any) -> Tensor:
         with _disable_current_modes(), DisableTorchFunction():
             return backbone(*given)
-
-    def upload(*given: Any) -> Tensor:
-        with _disable_current_modes(), DisableTorchFunction():
-            return put(*given)
 
     def strictly(*given: Any) -> Any:
         with AsksNothing(), CopiesNothing():
             return denoise(*given)
 
     monkeypatch.setattr(engine.model, "backbone", forward)
-    for module in ("grid", "slots"):
-        monkeypatch.setattr(f"diffusiongpt.engine.{module}.upload", upload)
-    monkeypatch.setattr("diffusiongpt.engine.tick.denoise", strictly)
+    monkeypatch.setattr("diffusiongpt.engine.round.denoise", strictly)
     yield
     assert ticker.failure is None
 
@@ -281,15 +226,13 @@ def test_on_cuda_steps_are_started_without_waiting_for_the_device(
     several.generate([[7] * 9], GenerationParams(max_tokens=8))  # kernels load themselves
 
     def strictly(*given: Any) -> Any:
-        if not given[4].whole_grid:
-            return denoise(*given)
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("error" if given[4].whole_grid else "default")
         try:
             return denoise(*given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr("diffusiongpt.engine.tick.denoise", strictly)
+    monkeypatch.setattr("diffusiongpt.engine.round.denoise", strictly)
     told = [
         [[(frame.tokens, frame.error) for frame in each] for each in frames_of(engine, mix)]
         for engine in (one, several)
