@@ -33,11 +33,12 @@ SMALLEST_BUCKET = 64
 # Kernels choose and load themselves in their first runs, which may not be captured.
 _WARM_UPS = 3
 
-# How a forward may run: replayed, or eagerly: nothing is recorded here, it goes on from keys and
-# values that lie elsewhere than recordings look, keeps none where they reckon with it, looks at
-# filled positions through shadows, has more tokens or canvases than any recording, or block limits
-# that the varlen kernel does not know.
+# How a forward may run: replayed with all of its step, replayed by itself, or eagerly: nothing is
+# recorded here, it goes on from keys and values that lie elsewhere than recordings look, keeps none
+# where they reckon with it, looks at filled positions through shadows, has more tokens or canvases
+# than any recording, or block limits that the varlen kernel does not know.
 WAYS = (
+    "captured_step",
     "captured",
     "eager",
     "eager_cache",
@@ -49,7 +50,21 @@ WAYS = (
 )
 
 Replay = Callable[[], None]
-Forward = Callable[[Tensor, Tensor, Segments], Tensor]
+
+
+class Forward(Protocol):
+    """The backbone, without asking the device for anything."""
+
+    def __call__(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        plan: Segments,
+        wanted: Tensor | None = None,
+        /,
+    ) -> Tensor:
+        """Ids and positions (1, T) to hidden states (T, H), or those of `wanted` tokens (R, H)."""
+        ...
 
 
 class Recorder(Protocol):
@@ -140,9 +155,8 @@ class CapturedForward:
     """A forward of any plan that fits a bucket, by replaying that bucket's recording.
 
     Args:
-        forward: token ids and positions (1, T) and segments to hidden states (T, H), without
-            asking the device for anything.
-        segments: how attention learns who sees whom, for a bucket's number of tokens.
+        forward: what is recorded.
+        new_segments: how attention learns who sees whom, for a bucket's number of tokens.
         buckets: numbers of tokens; one recording each, all made now.
         hidden_size, dtype, device: of what `forward` returns.
     """
@@ -150,7 +164,7 @@ class CapturedForward:
     def __init__(
         self,
         forward: Forward,
-        segments: Callable[[int], Segments],
+        new_segments: Callable[[int], Segments],
         recorder: Recorder,
         *,
         buckets: Sequence[int],
@@ -165,11 +179,12 @@ class CapturedForward:
             torch.zeros(largest, hidden_size, dtype=dtype, device=device),
         )
         self.recordings: dict[int, Recording] = {}
-        self._forward = forward
-        self._segments = segments
+        self.forward = forward
+        self.new_segments = new_segments
+        self.recorder = recorder
         # The largest first: the smaller ones then find their memory in the pool.
         for bucket in sorted(buckets, reverse=True):
-            self.recordings[bucket] = self._record(bucket, recorder)
+            self.recordings[bucket] = self._record(bucket)
         self._ascending = [self.recordings[bucket] for bucket in sorted(buckets)]
 
     @property
@@ -182,6 +197,11 @@ class CapturedForward:
         if self._find(plan) is not None:
             return "captured"
         return self._ascending[-1].segments.way_of(plan)
+
+    def bucket_of(self, plan: AttentionPlan) -> int | None:
+        """Tokens of the smallest bucket that can hold a plan; None where none can."""
+        recording = self._find(plan)
+        return None if recording is None else recording.segments.num_tokens
 
     def _find(self, plan: AttentionPlan) -> Recording | None:
         """The smallest recording that can hold a plan."""
@@ -210,17 +230,17 @@ class CapturedForward:
         return hidden.clone() if wanted is None else hidden[wanted]  # a copy, either way
 
     @torch.inference_mode(False)
-    def _record(self, bucket: int, recorder: Recorder) -> Recording:
+    def _record(self, bucket: int) -> Recording:
         buffers = self.buffers.first(bucket)
-        segments = self._segments(bucket)
+        segments = self.new_segments(bucket)
         segments.load(AttentionPlan(lengths=(1,)).padded(bucket))
 
         def run() -> None:
             segments.begin()
-            hidden = self._forward(buffers.ids, buffers.position_ids, segments)
+            hidden = self.forward(buffers.ids, buffers.position_ids, segments)
             buffers.hidden.copy_(hidden)
 
         with torch.inference_mode():  # as denoising runs
-            replay = recorder.record(run)
+            replay = self.recorder.record(run)
         segments.begin()  # what was made on the way need not be kept
         return Recording(buffers, segments, replay)

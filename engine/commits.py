@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from diffusiongpt.engine.sampling import Draws
+
+R = TypeVar("R", "Commits", Draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Commits:
     meant: Tensor | None = None
     remask_meant: Tensor | None = None
 
+    def copy(self) -> Commits:
+        """The same in memory of its own."""
+        return _copy(replace(self, draws=_copy(self.draws)))
+
     def read(self) -> Commits:
         """The same on the host, where only changes are left; waits for the device."""
         commits = replace(
@@ -61,3 +68,12 @@ class Commits:
             remasked_position=self.remasked_position.cpu()[again],
             remask_meant=None,
         )
+
+
+def _copy(record: R) -> R:
+    """A record with copies of its tensors."""
+    values = {each.name: getattr(record, each.name) for each in fields(record)}
+    copies: dict[str, Any] = {
+        name: value.clone() for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(record, **copies)

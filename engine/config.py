@@ -38,7 +38,8 @@ class EngineConfig:
             models that `describe.captures_forwards` names. On the CPU it pads and gains nothing.
             With a cache of settled blocks, memory for all of `cache_budget` is taken at the start.
         ticks_per_round: most denoising steps until the host reads what they changed. More of them
-            keep a CUDA device from waiting for the host; frames come that many steps at a time.
+            keep a CUDA device from waiting for the host, and with `capture` whole steps are then
+            replayed; frames come that many steps at a time.
         quantize: keep the layers' weights in 8 or 4 bits (needs torchao): less memory, not
             less time.
         prefix_cache_bytes: most memory of settled blocks kept for later requests that begin

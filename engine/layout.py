@@ -106,6 +106,15 @@ class Layout:
         of_tokens = torch.cat([self.of_tokens, padding], dim=1)
         return replace(self, of_tokens=of_tokens, plan=self.plan.padded(num_tokens))
 
+    def copy(self) -> Layout:
+        """The same in memory of its own."""
+        return replace(self, of_slots=self.of_slots.clone(), of_tokens=self.of_tokens.clone())
+
+    def load(self, other: Layout) -> None:
+        """Become a layout of as many slots and tokens, without moving; its plan goes elsewhere."""
+        self.of_slots.copy_(other.of_slots)
+        self.of_tokens.copy_(other.of_tokens)
+
 
 def lay_out(table: SlotTable, windows: Sequence[Window]) -> Layout:
     """Lay the windows of a batch side by side, each with its shadows behind it."""

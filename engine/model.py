@@ -59,7 +59,8 @@ class LoadedModel:
         num_forwards, num_tokens, num_head_rows: work done so far: passes through the backbone,
             tokens in them, rows through the output head.
         ways: forwards by how they ran, one of `captured.WAYS`.
-        pool: where recorded forwards find the keys and values that requests keep, if they do.
+        captured: the recorded forwards, if there are any.
+        pool: where these find the keys and values that requests keep, if they do.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class LoadedModel:
         self._head = _output_head(network)
         self._narrows = narrow_last_layer(network)
         self._compiled: Callable[..., Any] | None = None
-        self._captured: CapturedForward | None = None
+        self.captured: CapturedForward | None = None
         self.pool: KeyPool | None = None
         self.family = family
         self.name = name
@@ -113,11 +114,18 @@ class LoadedModel:
         the `wanted` tokens, (R, H) of indices (R,)."""
         self.num_forwards += 1
         self.num_tokens += ids.shape[1]
-        way = "eager" if self._captured is None else self._captured.way_of(plan)
+        way = "eager" if self.captured is None else self.captured.way_of(plan)
         self.ways[way] += 1
-        if self._captured is not None and way == "captured":
-            return self._captured.run(ids, position_ids, plan, wanted)
+        if self.captured is not None and way == "captured":
+            return self.captured.run(ids, position_ids, plan, wanted)
         return self._run(ids, position_ids, self._attend_eagerly(plan, self._kept_shape), wanted)
+
+    def note_replay(self, num_tokens: int, num_head_rows: int) -> None:
+        """Count the work of a step that is replayed whole."""
+        self.num_forwards += 1
+        self.num_tokens += num_tokens
+        self.num_head_rows += num_head_rows
+        self.ways["captured_step"] += 1
 
     def _run(
         self,
@@ -255,7 +263,7 @@ class LoadedModel:
                 "is decided anew in every forward"
             )
         try:
-            self._captured = self._record(bucket_ladder(largest), max_canvases, num_kept)
+            self.captured = self._record(bucket_ladder(largest), max_canvases, num_kept)
         except Exception as error:
             self.pool = self._kept_shape = None
             reason = (str(error).strip().splitlines() or [""])[0]
@@ -293,7 +301,7 @@ class LoadedModel:
     @property
     def captured_attention(self) -> str | None:
         """How recorded forwards attend, "varlen" or "mask"; None if nothing is recorded."""
-        return None if self._captured is None else self._captured.attention
+        return None if self.captured is None else self.captured.attention
 
     def plan(self, *lengths: int) -> AttentionPlan:
         """The plan of segments that all start at position 0 and see what the family sees."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from diffusiongpt.engine.batch_facts import BatchFacts
+from diffusiongpt.engine.captured_step import CapturedSteps
 from diffusiongpt.engine.commits import Commits
 from diffusiongpt.engine.frontier import Frontier
 from diffusiongpt.engine.layout import Layout, Window, lay_out
@@ -21,6 +22,7 @@ class Round:
     were started; a slot whose block is complete waits for the others.
 
     Args:
+        captured: replays the steps that it has a recording for; all others run eagerly.
         frontier: of the slots that a constraint guides, if there are any.
     """
 
@@ -29,12 +31,14 @@ class Round:
         model: Backbone,
         head: Head,
         table: SlotTable,
+        captured: CapturedSteps,
         facts: BatchFacts,
         frontier: Frontier | None,
     ) -> None:
         self._model = model
         self._head = head
         self._table = table
+        self._captured = captured
         self._facts = facts
         self._frontier = frontier
         self._windows: Sequence[Window] = ()
@@ -47,11 +51,14 @@ class Round:
         layout = self._lay_out(windows)
         everybody = torch.ones_like(layout.slot, dtype=torch.bool)
         going = self._started[-1].is_open if self._started else everybody
-        self._started.append(
-            denoise(
+        recorded = self._captured.find(layout, self._facts)
+        if recorded is not None:
+            commits = recorded.step(layout, going)
+        else:
+            commits = denoise(
                 self._model, self._head, self._table, layout, self._facts, going, self._frontier
             )
-        )
+        self._started.append(commits)
 
     def read(self) -> list[Commits]:
         """What each step changed, on the host; waits for the device."""

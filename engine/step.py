@@ -42,6 +42,9 @@ def denoise(
 ) -> Commits:
     """Take every slot of the batch one denoising step further.
 
+    But for constraints, and for positions that are counted where the grid is not computed whole, it
+    is a function of tensors and facts alone, so it can be recorded (`captured_step.py`).
+
     Args:
         going: (A,) bool, the slots that take part; the others stay as they are.
         frontier: of the slots that a constraint guides, if there are any.

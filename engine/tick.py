@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffusiongpt.engine.batch_facts import BatchFacts, describe_batch
+from diffusiongpt.engine.captured_step import CapturedSteps
 from diffusiongpt.engine.commits import Commits
 from diffusiongpt.engine.finishing import finish, finish_reason
 from diffusiongpt.engine.frame import Frame, TokenChange
@@ -63,6 +64,7 @@ class Ticker:
         self._tokenizer = tokenizer
         self._padded_to = padded_to
         self._ticks_per_round = ticks_per_round
+        self._captured_steps = CapturedSteps(model, head, scheduler.table)
         self._stop_ids = frozenset(model.stop_token_ids)
         self._seating = Seating(model, head, scheduler, tokenizer, self._stop_ids)
         self._failures = 0
@@ -137,7 +139,8 @@ class Ticker:
         return changed
 
     def _begin_round(self, facts: BatchFacts, frontier: Frontier | None) -> Round:
-        return Round(self._model, self._head, self._scheduler.table, facts, frontier)
+        table = self._scheduler.table
+        return Round(self._model, self._head, table, self._captured_steps, facts, frontier)
 
     def _computes_whole_grid(self, batch: Sequence[Running]) -> bool:
         """Whether there may be several steps until the host looks: not where constraints decide in

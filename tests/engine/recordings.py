@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from diffusiongpt.engine.captured import Replay
 from diffusiongpt.engine.engine import Engine
@@ -88,6 +89,68 @@ class StrictRecorder:
         with AsksNothing():
             run()
         return run
+
+
+class TapeRecorder:
+    """Stands in for CUDA graphs where there are none: notes the operations of a function with the
+    tensors that they read and write, and replays these alone. Nothing of Python is run again, each
+    result is where it was, and what is left in that memory is spoiled before."""
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+        self.memory: set[int] = set()
+
+    def record(self, run: Replay) -> Replay:
+        tape = Tape(self.memory)
+        with AsksNothing(), CopiesNothing(), tape:
+            run()
+        self.tapes.append(tape)
+        self.memory |= tape.own.keys()
+        return tape.replay
+
+
+class Tape(TorchDispatchMode):
+    """One recording.
+
+    Args:
+        foreign: where the memory of other recordings begins.
+    """
+
+    def __init__(self, foreign: set[int]) -> None:
+        super().__init__()
+        self.num_replays = 0
+        self.own: dict[int, Tensor] = {}  # by where its memory begins; kept, so nobody else has it
+        self._foreign = foreign
+        self._operations: list[tuple[Any, Any, Any, list[Tensor | None]]] = []
+        self._given: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_memory_of(each): each for each in _tensors((args, kwargs))}
+        assert not given.keys() & self._foreign, f"{func} reads another recording's memory"
+        result = func(*args, **(kwargs or {}))
+        made = [None if _memory_of(each) in given else each for each in _tensors(result)]
+        self._given |= {place: each for place, each in given.items() if place not in self.own}
+        self.own |= {_memory_of(each): each for each in made if each is not None}
+        self._operations.append((func, args, kwargs or {}, made))
+        return result
+
+    def replay(self) -> None:
+        self.num_replays += 1
+        assert all(_memory_of(each) == place for place, each in self._given.items())
+        for each in self.own.values():
+            each.fill_(torch.nan if each.is_floating_point() else -7)
+        for func, args, kwargs, made in self._operations:
+            for kept, new in zip(made, _tensors(func(*args, **kwargs)), strict=True):
+                if kept is not None:
+                    kept.copy_(new)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.numel()]
+
+
+def _memory_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def answer_all(engine: Engine, policy: str) -> list[tuple[Any, ...]]:

@@ -57,7 +57,7 @@ def poison(forward):
 
 def run_unrecorded(model, bucket, ids, positions, plan):
     """The same forward in fresh memory, with no recording and no shared buffer."""
-    segments = type(model._captured.recordings[bucket].segments)(bucket, 64, model.device)
+    segments = type(model.captured.recordings[bucket].segments)(bucket, 64, model.device)
     segments.load(plan.padded(bucket))
     padding = (0, bucket - plan.num_tokens)
     with torch.inference_mode():
@@ -76,13 +76,13 @@ def test_a_replay_is_bit_for_bit_the_unrecorded_forward_whatever_ran_before(fold
     kept = []
     for seed, lengths in enumerate(MIXES):
         ids, positions, plan = inputs_of(model, lengths, seed)
-        poison(model._captured)
+        poison(model.captured)
         hidden = model.backbone(ids, positions, plan)
         bucket = 64 if plan.num_tokens <= 64 else 128
         assert hidden.equal(run_unrecorded(model, bucket, ids, positions, plan))
         torch.testing.assert_close(hidden, eager.backbone(ids, positions, plan))
         wanted = torch.tensor([plan.num_tokens - 1, 0], device=device)
-        poison(model._captured)
+        poison(model.captured)
         assert model.backbone(ids, positions, plan, wanted).equal(hidden[wanted])
         kept.append((hidden, hidden.clone()))
     # Later replays changed nothing that was handed out before.
@@ -122,7 +122,7 @@ def test_a_forward_that_no_recording_holds_runs_eagerly_and_is_counted(tmp_path)
         "eager_tokens": 1,
         "eager_canvases": 1,
     }
-    forward = model._captured
+    forward = model.captured
     shadowed = AttentionPlan(lengths=(3, 2), shadows=(None, 0)).padded(64)
     assert forward.way_of(shadowed) == "eager_shadows"
     assert forward.way_of(AttentionPlan(lengths=(3,), block_length=2)) == "captured"
@@ -174,7 +174,7 @@ def test_each_bucket_is_recorded_once_the_largest_first(tmp_path, monkeypatch):
     model = load_captured(write_modernbert(tmp_path), "cpu", largest=256)
     for lengths in MIXES:
         model.backbone(*inputs_of(model, lengths))
-    assert list(model._captured.recordings) == [256, 128, 64]
+    assert list(model.captured.recordings) == [256, 128, 64]
     assert len(recorded) == 3
 
 

@@ -142,7 +142,7 @@ def _restore(pool, kept):
 
 def _run_unrecorded(model, ids, positions, plan):
     """The same forward by fresh tensors, with no recording and no shared buffer but the pool."""
-    recording = model._captured._find(plan)
+    recording = model.captured._find(plan)
     bucket = recording.segments.num_tokens
     segments = type(recording.segments)(
         bucket, recording.segments.num_pieces, recording.segments._shape

@@ -36,6 +36,7 @@ class ToyModel:
     num_head_rows: int = 0
     ways: dict[str, int] = field(default_factory=dict)
     pool: None = None
+    captured: None = None
 
     name = "toy"
     family = SimpleNamespace(name="toy")
