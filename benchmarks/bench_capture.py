@@ -1,5 +1,5 @@
 """Replayed forwards against eager ones: whole canvases, and blocks of requests that keep their
-keys, at several numbers of packed tokens.
+keys, at several numbers of packed tokens; and whole answers, whose steps are replayed or not.
 
 On CUDA a replay is one graph, and this is what it saves. On the CPU it is the same function on
 padded tokens under one mask, so it only shows that the path runs: expect a ratio below 1.
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.cache import SlotCache
+from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.loader import load_model
 from diffusiongpt.engine.model import LoadedModel
+from diffusiongpt.engine.params import GenerationParams
 
 from measure import in_turn, parse_arguments, ratio, report, write_random_model
 
@@ -41,6 +43,8 @@ def main() -> None:
             lengths = (options.canvas,) * num_canvases
             result["tokens"][sum(lengths)] = measure(options.repeats, eager, captured, lengths)
     result["kept"] = measure_kept(options)
+    numbers = (1,) if options.quick else (1, 4, 16)
+    result["steps"] = {number: measure_steps(options, number) for number in numbers}
     result["ways"] = {way: count for way, count in captured.ways.items() if count}
     report(options, "capture", "no forward slower than eagerly, on CUDA", result)
 
@@ -83,6 +87,33 @@ def measure_kept(options: argparse.Namespace) -> dict[str, Any]:
         result["requests"][number] = summarize(seconds)
     result["ways"] = {way: count for way, count in captured.ways.items() if count}
     return result
+
+
+def measure_steps(options: argparse.Namespace, number: int) -> dict[str, Any]:
+    """Whole answers of so many requests at once that keep their keys: eager forwards, replayed
+    ones, and replayed steps in rounds of as many as a block has positions."""
+    folder = write_random_model(options.quick, block_length=BLOCK_LENGTH)
+    ways = {
+        "eager": {"capture": False},
+        "captured": {"capture": True},
+        "captured_steps": {"capture": True, "ticks_per_round": BLOCK_LENGTH},
+    }
+    engines = {
+        name: Engine.from_pretrained(
+            folder, device=options.device, token_budget=64 * number, prefix_cache_bytes=0, **way
+        )
+        for name, way in ways.items()
+    }
+    params = GenerationParams(max_tokens=8 * BLOCK_LENGTH, policy="random", seed=1, ignore_eos=True)
+    prompts = [[5] * BLOCK_LENGTH] * number
+    runs = {name: partial(engine.generate, prompts, params) for name, engine in engines.items()}
+    seconds = in_turn(options.repeats, **runs)
+    steps = engines["captured_steps"].forwards
+    return {
+        **summarize(seconds),
+        "times_faster_by_steps": ratio(seconds["eager"], seconds["captured_steps"]),
+        "ways": {way: count for way, count in steps.items() if count},
+    }
 
 
 def step_of_blocks(model: LoadedModel, number: int, kept: int) -> Callable[[], Tensor]:
