@@ -34,7 +34,7 @@ from diffusiongpt.engine.step import denoise
 # A recording takes about as long as so many steps, so it is made of kinds that had as many: what
 # is wasted on those that never come again is then no more than what they took anyway.
 STEPS_BEFORE = 6
-MOST_RECORDINGS = 32
+MOST_RECORDINGS = 64
 # Kinds whose steps are counted, recorded or not.
 _MOST_KINDS = 256
 

@@ -135,6 +135,23 @@ def test_whoever_comes_and_goes_is_nothing_that_a_recording_knows(tmp_path, at_o
     assert sum(tape.num_replays for tape in tapes) == engine.forwards["captured_step"] > 30
 
 
+def test_requests_that_begin_alike_share_what_replayed_steps_computed(
+    tmp_path, at_once, monkeypatch
+):
+    folder = write_modernbert(tmp_path, block_length=8)
+    use_recorder(monkeypatch, TapeRecorder())
+    params = GenerationParams(max_tokens=20, seed=4, temperature=0.7, ignore_eos=True)
+    prompts = [[6 + 7 * index % 80 for index in range(length)] for length in (50, 47)]
+    answers = []
+    for settings in ({"ticks": 1, "capture": False}, {"capture": True}):
+        engine = new_engine(folder, **settings)
+        done = [engine.generate([prompt], params)[0] for prompt in prompts]
+        answers.append([(each.token_ids, each.usage) for each in done])
+    assert answers[1][1][1].cached_tokens == 40
+    assert answers[0] == answers[1]
+    assert engine.forwards["captured_step"] > 5
+
+
 def test_nothing_changes_while_a_step_is_recorded(folder, at_once, monkeypatch):
     class Warm(RunAgain):
         def record(self, run):
@@ -228,6 +245,30 @@ def test_a_step_that_cannot_be_recorded_runs_eagerly_and_says_so_once(
     assert engine.generate([[7]], params)[0].token_ids == expected
     assert engine.forwards["captured_step"] == 0
     assert engine.forwards["captured"] == 16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_cuda_a_replay_waits_for_nothing_and_leaves_what_the_step_itself_would(
+    folder, dtype, at_once, monkeypatch
+):
+    replayed = new_engine(folder, device="cuda", dtype=dtype, capture=True)
+    use_recorder(monkeypatch, RunAgain())
+    again = new_engine(folder, device="cuda", dtype=dtype, capture=True)
+    step = captured_step.CapturedStep.step
+
+    def strictly(*given):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(captured_step.CapturedStep, "step", strictly)
+    for mix in draw_mix(random.Random(3), again):
+        assert told(replayed, mix) == told(again, mix)
+    assert replayed.forwards["captured_step"] == again.forwards["captured_step"] > 0
 
 
 @pytest.mark.parametrize(
