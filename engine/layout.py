@@ -101,7 +101,10 @@ class Layout:
 
     def padded(self, num_tokens: int, blank: int) -> Layout:
         """The layout of a row that is filled up to `num_tokens` by what stands at place `blank`."""
-        padding = self.of_tokens.new_zeros(2, max(num_tokens - self.of_tokens.shape[1], 0))
+        missing = num_tokens - self.of_tokens.shape[1]
+        if missing <= 0:
+            return self
+        padding = self.of_tokens.new_zeros(2, missing)
         padding[0].fill_(blank)
         of_tokens = torch.cat([self.of_tokens, padding], dim=1)
         return replace(self, of_tokens=of_tokens, plan=self.plan.padded(num_tokens))
