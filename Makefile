@@ -55,7 +55,7 @@ bench: install
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 # The tests and benchmarks that mean something on CUDA only, in ten minutes at most.
-GPU_BENCHES := capture forward single batch cache mixed
+GPU_BENCHES := capture head forward single batch cache mixed
 gpu: install
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch sees no CUDA device")'
 	timeout 600 sh -c '$(BIN)/python -m pytest -m gpu tests/engine || exit 1; \

@@ -16,6 +16,7 @@ from diffusiongpt.cli.options import (
     EntropyBound,
     Factor,
     Family,
+    FusedHead,
     Gap,
     MaxTokens,
     Model,
@@ -148,6 +149,7 @@ def bench(
     token_budget: TokenBudget = None,
     compile: Compile = None,
     capture: Capture = None,
+    fused_head: FusedHead = None,
     ticks_per_round: TicksPerRound = None,
     quantize: Quantize = None,
     requests: Annotated[int, typer.Option(help="Requests, all handed over at once.")] = 16,
@@ -175,6 +177,7 @@ def bench(
         token_budget=token_budget,
         compile=compile,
         capture=capture,
+        fused_head=fused_head,
         ticks_per_round=ticks_per_round,
         quantize=quantize,
         prefix_cache_bytes=0,  # a round must not find the prompts of the one before

@@ -36,6 +36,13 @@ Capture = Annotated[
         help="Replay recorded forwards (CUDA graphs); on CUDA by default.",
     ),
 ]
+FusedHead = Annotated[
+    bool | None,
+    typer.Option(
+        "--fused-head/--no-fused-head",
+        help="Run the head and its draws as one Triton kernel; on CUDA by default.",
+    ),
+]
 TicksPerRound = Annotated[
     int | None, typer.Option(help="Most denoising steps until the host looks; 1 by default.")
 ]

@@ -77,6 +77,7 @@ class Loader:
         )
         if engine.tokenizer is None:
             raise LoadError(f"{engine.info.name} has no tokenizer.json, which serving text needs")
+        logger.info("model loaded", model=engine.info.name, head_runs=engine.head_runs)
         worker = EngineWorker(engine)
         worker.start()
         self.workers.append(worker)

@@ -135,6 +135,7 @@ def run_benchmark(engine: Engine, workload: Workload) -> dict[str, Any]:
         "seconds": _spread([each.seconds for each in rounds]),
         "forwards": statistics.median(each.forwards for each in rounds),
         "captured_attention": engine.model.captured_attention,
+        "head_runs": engine.head_runs,
         "forwards_by_way": {way: count for way, count in engine.forwards.items() if count},
         "packed_tokens": statistics.median(each.tokens for each in rounds),
         "head_rows": statistics.median(each.head_rows for each in rounds),

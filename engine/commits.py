@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from diffusiongpt.engine.sampling import Draws
+from diffusiongpt.engine.rows import Draws
 
 R = TypeVar("R", "Commits", Draws)
 

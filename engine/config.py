@@ -37,6 +37,8 @@ class EngineConfig:
         capture: replay recorded forwards (CUDA graphs); None is on CUDA only, and there only for
             models that `describe.captures_forwards` names. On the CPU it pads and gains nothing.
             With a cache of settled blocks, memory for all of `cache_budget` is taken at the start.
+        fused_head: run the head with its draws as one Triton kernel where a batch permits; None is
+            on CUDA only, and there only where the kernel passes its trial at loading.
         ticks_per_round: most denoising steps until the host reads what they changed. More of them
             keep a CUDA device from waiting for the host, and with `capture` whole steps are then
             replayed; frames come that many steps at a time.
@@ -65,6 +67,7 @@ class EngineConfig:
     cache_blocks: bool = True
     compile: bool = False
     capture: bool | None = None
+    fused_head: bool | None = None
     ticks_per_round: int = 1
     quantize: QuantizeKind | None = None
     prefix_cache_bytes: int | None = None
@@ -83,6 +86,11 @@ class EngineConfig:
             raise LoadError(
                 "capture must be off or absent when deterministic, because a forward that cannot "
                 "be replayed rounds differently, got True"
+            )
+        if self.fused_head and self.deterministic:
+            raise LoadError(
+                "fused_head must be off or absent when deterministic, because it rounds with the "
+                "number of rows, got True"
             )
         self._check_prefix_cache()
 

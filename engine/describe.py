@@ -11,6 +11,7 @@ from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.model import LoadedModel
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
+from diffusiongpt.engine.sampling import Head
 
 
 def describe_model(model: LoadedModel, config: EngineConfig) -> ModelInfo:
@@ -88,6 +89,24 @@ def capture_model(model: LoadedModel, config: EngineConfig) -> None:
         if config.capture:
             raise
         warnings.warn(f"every forward runs eagerly: {error}", RuntimeWarning, stacklevel=3)
+
+
+def fuses_head(model: LoadedModel, config: EngineConfig) -> bool:
+    """Whether the head is one kernel: what was asked for, or where there is one."""
+    if config.fused_head is not None:
+        return config.fused_head
+    return model.device.type == "cuda" and not config.deterministic
+
+
+def fuse_head(head: Head, model: LoadedModel, config: EngineConfig) -> None:
+    """Fuse the model's head; where nobody asked for that, one that cannot be runs in chunks, and
+    is said to."""
+    try:
+        head.fuse(model.before_head, model.head_product)
+    except LoadError as error:
+        if config.fused_head:
+            raise LoadError(f"fused_head is on, but {error}") from error
+        warnings.warn(f"the head runs in chunks: {error}", RuntimeWarning, stacklevel=3)
 
 
 def prefix_cache_bytes_of(config: EngineConfig) -> int:

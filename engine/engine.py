@@ -25,6 +25,8 @@ from diffusiongpt.engine.describe import (
     capture_model,
     captures_forwards,
     describe_model,
+    fuse_head,
+    fuses_head,
     prefix_cache_bytes_of,
     token_budget_of,
 )
@@ -117,6 +119,8 @@ class Engine:
         )
         if config.compile:
             head.compile(model.vocab_size)
+        if fuses_head(model, config):
+            fuse_head(head, model, config)
         return head
 
     def _new_scheduler(self) -> Scheduler:
@@ -242,6 +246,14 @@ class Engine:
     def forwards(self) -> dict[str, int]:
         """Forwards so far by how they ran; see `captured.WAYS`."""
         return dict(self._model.ways)
+
+    @property
+    def head_runs(self) -> str:
+        """How the head runs, in words for a log."""
+        in_chunks = f"in chunks of {self.config.head_chunk} rows"
+        if not self._head.is_fused:
+            return in_chunks
+        return f"as one Triton kernel with its draws where a batch permits, else {in_chunks}"
 
     @property
     def num_running(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusiongpt.engine.bias import BiasList
 from diffusiongpt.engine.cells import Cells
 from diffusiongpt.engine.grid import Grid
-from diffusiongpt.engine.sampling import RowStatistics
+from diffusiongpt.engine.rows import RowStatistics
 from diffusiongpt.engine.slots import SlotRows, SlotTable
 
 CREDIT_DECAY, CREDIT_POWER = 0.8, 0.2

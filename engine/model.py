@@ -169,9 +169,20 @@ class LoadedModel:
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (R, V) in float32 of hidden states (R, H)."""
-        self.num_head_rows += len(hidden)
-        logits: Tensor = self._head(hidden)
+        logits: Tensor = self.head_product(self.before_head(hidden))
         return logits.float()
+
+    @torch.no_grad()
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """What the output head's last product takes, (R, H), of hidden states (R, H)."""
+        self.num_head_rows += len(hidden)
+        before: Tensor = self._head[:-1](hidden)
+        return before
+
+    @property
+    def head_product(self) -> nn.Module:
+        """The output head's last product: its result are the logits (R, V)."""
+        return self._head[-1]
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Logits (T, V) in float32 of one canvas, before any shift or ban.
@@ -314,8 +325,8 @@ def _num_linear_weights(module: nn.Module) -> int:
     return sum(each.in_features * each.out_features for each in linear)
 
 
-def _output_head(network: PreTrainedModel) -> nn.Module:
+def _output_head(network: PreTrainedModel) -> nn.Sequential:
     """From the last hidden states to logits; ModernBERT's has a layer before the decoder."""
     if isinstance(network, ModernBertForMaskedLM):
         return nn.Sequential(network.head, network.decoder)
-    return network.get_submodule("lm_head")
+    return nn.Sequential(network.get_submodule("lm_head"))

@@ -19,11 +19,11 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
-_LANE_STEP = -1640531527  # 0x9E3779B9
-_LANE_A = 2146121005  # 0x7FEB352D
-_LANE_B = -2073254261  # 0x846CA68B
-_UNIT = 2.0**-32
-_ALMOST_ONE = 1.0 - 2.0**-24
+LANE_STEP = -1640531527  # 0x9E3779B9
+LANE_A = 2146121005  # 0x7FEB352D
+LANE_B = -2073254261  # 0x846CA68B
+UNIT = 2.0**-32
+ALMOST_ONE = 1.0 - 2.0**-24
 
 
 class Purpose(IntEnum):
@@ -74,12 +74,12 @@ def gumbel(keys: Tensor, num_lanes: int) -> Tensor:
     Returns:
         (N, num_lanes) float32.
     """
-    lanes = torch.arange(num_lanes, dtype=torch.int32, device=keys.device) * _LANE_STEP
+    lanes = torch.arange(num_lanes, dtype=torch.int32, device=keys.device) * LANE_STEP
     low = keys.to(torch.int32)[:, None]
     high = _shift_right_64(keys, 32).to(torch.int32)[:, None]
     bits = _mix32(_mix32(lanes + low) + high)
-    u = (bits.to(torch.int64) & 0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(_UNIT)
-    return u.clamp_(max=_ALMOST_ONE).neg_().log1p_().neg_().log_().neg_()
+    u = (bits.to(torch.int64) & 0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(UNIT)
+    return u.clamp_(max=ALMOST_ONE).neg_().log1p_().neg_().log_().neg_()
 
 
 def wrap_64(value: int) -> int:
@@ -99,6 +99,6 @@ def _shift_right_64(x: Tensor, n: int) -> Tensor:
 
 
 def _mix32(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _LANE_A
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * _LANE_B
+    x = (x ^ ((x >> 16) & 0xFFFF)) * LANE_A
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * LANE_B
     return x ^ ((x >> 16) & 0xFFFF)

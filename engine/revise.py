@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusiongpt.engine.commit import ranks
 from diffusiongpt.engine.randomness import Purpose, counter_keys
-from diffusiongpt.engine.sampling import RowStatistics
+from diffusiongpt.engine.rows import RowStatistics
 
 
 @dataclass(frozen=True, slots=True)

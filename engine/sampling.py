@@ -1,21 +1,22 @@
 """Logits to statistics and tokens, a bounded number of rows at a time.
 
 Statistics rank positions, and only then tokens are drawn, for the chosen rows alone; so no
-(rows, vocabulary) tensor is ever larger than one chunk.
+(rows, vocabulary) tensor is ever larger than one chunk, and with the fused head there is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Self, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusiongpt.engine.bias import RowBias
+from diffusiongpt.engine.fused_head import FusedHead
 from diffusiongpt.engine.randomness import gumbel
+from diffusiongpt.engine.rows import DrawParams, Draws, Rows, RowStatistics
 
 # A banned token's logit: finite, because 0 * inf in the entropy would be nan.
 BANNED = -1e30
@@ -23,83 +24,7 @@ BANNED = -1e30
 _NUM_CACHED = 2**18
 
 
-R = TypeVar("R", bound="Rows")
-
-
-class Rows:
-    """A record of tensors with a row for each position; those that nobody asked for are None."""
-
-    __slots__ = ()
-
-    def at(self, which: slice | Tensor) -> Self:
-        """Some of the rows: a slice, or (R,) bool."""
-        columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
-        return type(self)(*(None if each is None else each[which] for each in columns))
-
-    def columns(self) -> list[Tensor]:
-        """The tensors that there are."""
-        every = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
-        return [each for each in every if each is not None]
-
-    def to_host(self) -> Self:
-        """The same on the host."""
-        columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
-        return type(self)(*(None if each is None else each.cpu() for each in columns))
-
-    def padded(self, count: int) -> Self:
-        """The rows and `count` more of zeros; of records of (R,) columns."""
-        columns = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
-        return type(self)(*(F.pad(each, (0, count)) for each in columns))
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, of which there is at least one."""
-        if len(parts) == 1:
-            return parts[0]
-        names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
-        columns = ([getattr(part, name) for part in parts] for name in names)
-        return cls(*(None if each[0] is None else torch.cat(each) for each in columns))
-
-
-@dataclass(frozen=True, slots=True)
-class RowStatistics(Rows):
-    """What a policy may know of a position's distribution, at temperature 1 and after bans.
-
-    Attributes:
-        log_top: (R,) log of the top probability. margin: (R,) top-1 less top-2 probability.
-        entropy: (R,) nats. top_id: (R,) int64, the most likely token.
-        log_held: (R,) log-probability of the token that the position holds.
-    """
-
-    log_top: Tensor
-    margin: Tensor
-    entropy: Tensor
-    top_id: Tensor
-    log_held: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Draws(Rows):
-    """Drawn tokens: `token_id` (R,) int64, `log_prob` (R,) at temperature 1 and after bans.
-
-    `top_id` and `top_log_prob` (R, K) are the most likely tokens, best first, where asked for.
-    """
-
-    token_id: Tensor
-    log_prob: Tensor
-    top_id: Tensor | None = None
-    top_log_prob: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DrawParams(Rows):
-    """Per-row parameters of the token draw; `key` is the row's counter key (int64)."""
-
-    key: Tensor
-    temperature: Tensor
-    top_p: Tensor
-    top_k: Tensor
-    min_p: Tensor
+R = TypeVar("R", bound=Rows)
 
 
 class Head:
@@ -129,6 +54,26 @@ class Head:
         self._delete = delete_token_id
         self._measure: Callable[..., RowStatistics] = row_statistics
         self._draw: Callable[..., Draws] = draw_tokens
+        self._fused: FusedHead | None = None
+
+    def fuse(self, before: Callable[[Tensor], Tensor], product: nn.Module) -> None:
+        """Run as one kernel what needs no logits as a whole: rows without a bias, from whose
+        distribution nothing is cut off and no top tokens are handed out.
+
+        Args:
+            before, product: the two parts of `project`; see `FusedHead`.
+
+        Raises:
+            LoadError: the kernel cannot be run here, or its results are not those of the chunks.
+        """
+        fused = FusedHead(before, product, self._banned, delete_token_id=self._delete)
+        fused.check_against(self)
+        self._fused = fused
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether what can be run as one kernel is."""
+        return self._fused is not None
 
     @torch.inference_mode()
     def compile(self, vocab_size: int) -> None:
@@ -155,6 +100,8 @@ class Head:
         Args:
             bias: what is added to the logits. may_delete: (R,) bool, rows that an edit may delete.
         """
+        if self._fused is not None and bias is None:
+            return self._fused.statistics(hidden, held, may_delete)
         parts = []
         for start, stop in self._chunks(len(hidden)):
             logits = self._logits(hidden, start, stop, bias, may_delete)
@@ -178,6 +125,8 @@ class Head:
             may_delete: (R,) bool, rows that an edit may delete.
             num_top: hand out so many of each row's most likely tokens as well; None is none.
         """
+        if self._fused is not None and bias is None and num_top is None and not truncate:
+            return self._fused.draw(hidden, params, may_delete)
         parts = []
         for start, stop in self._chunks(len(hidden)):
             logits = self._logits(hidden, start, stop, bias, may_delete)
@@ -199,6 +148,8 @@ class Head:
 
     def log_prob(self, hidden: Tensor, token_id: Tensor) -> Tensor:
         """Log-probability (R,) of a given token at each row of `hidden` (R, H), bans applied."""
+        if self._fused is not None:
+            return self._fused.log_prob(hidden, token_id)
         parts = []
         for start, stop in self._chunks(len(hidden)):
             logits = self._logits(hidden, start, stop)

@@ -19,7 +19,7 @@ from diffusiongpt.engine.revise import (
     toss_remasks,
     was_seen,
 )
-from diffusiongpt.engine.sampling import RowStatistics
+from diffusiongpt.engine.rows import RowStatistics
 from diffusiongpt.engine.slots import SlotRows, SlotTable
 
 

@@ -25,7 +25,8 @@ from diffusiongpt.engine.history import credit_tokens, is_steady
 from diffusiongpt.engine.layout import Layout
 from diffusiongpt.engine.packing import Backbone, run_backbone
 from diffusiongpt.engine.randomness import Purpose, counter_keys
-from diffusiongpt.engine.sampling import DrawParams, Draws, Head, RowStatistics
+from diffusiongpt.engine.rows import DrawParams, Draws, RowStatistics
+from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.second_look import review, revise
 from diffusiongpt.engine.slots import SlotRows, SlotTable
 

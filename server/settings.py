@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     cache_budget: int | None = Field(None, ge=1, description="most positions kept in caches")
     compile: bool = Field(False, description="compile the model at the start")
     capture: bool | None = Field(None, description="replay recorded forwards (CUDA graphs)")
+    fused_head: bool | None = Field(None, description="the head as one Triton kernel (CUDA)")
     ticks_per_round: int = Field(1, ge=1, description="most steps until the host looks")
     quantize: str | None = Field(
         None, pattern="^(int8|int4)$", description="weights of the layers in so few bits"
@@ -160,6 +161,7 @@ class Settings(BaseSettings):
             "deterministic",
             "compile",
             "capture",
+            "fused_head",
             "ticks_per_round",
             "quantize",
         )

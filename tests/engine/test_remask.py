@@ -21,7 +21,7 @@ from diffusiongpt.engine.revise import (
     remask_chances,
     toss_remasks,
 )
-from diffusiongpt.engine.sampling import RowStatistics
+from diffusiongpt.engine.rows import RowStatistics
 
 from toy_models import CausalHashModel, HashModel, probabilities, toy_engine
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from diffusiongpt.engine import sampling
 from diffusiongpt.engine.bias import BiasList, RowBias
 from diffusiongpt.engine.randomness import Purpose, counter_keys, gumbel
+from diffusiongpt.engine.rows import DrawParams
 from diffusiongpt.engine.sampling import (
     BANNED,
-    DrawParams,
     Head,
     draw_tokens,
     row_statistics,

@@ -1,0 +1,318 @@
+"""The kernels of the fused head, in Triton's language; the one module that imports it.
+
+A program has ROWS rows of hidden states and one *share* of the vocabulary, which it walks tile by
+tile of COLUMNS tokens. A tile's logits live in registers and are folded into what is asked of the
+rows at once: no (rows, vocabulary) tensor exists. A second, small kernel folds the shares into
+one answer, by the same rules.
+
+Sums of exponentials are kept relative to the largest logit so far (Milakov and Gimelshein,
+arXiv 1805.02867), and with them sum((z - top) exp(z - top)), from which the entropy is
+log(total) - moment / total. Of equal logits the one with the least token id counts, as in
+`torch.argmax`: within a tile by the order of columns, beyond it because only more is better.
+
+Legend: R rows, S shares, V vocabulary, H hidden size; z logits.
+"""
+
+import triton
+import triton.language as tl
+
+from diffusiongpt.engine import randomness
+from diffusiongpt.engine.sampling import BANNED
+
+# Whether kernels are interpreted (TRITON_INTERPRET=1), which runs them on the CPU.
+IS_INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+_BANNED = tl.constexpr(BANNED)
+# Below every logit; finite, because -inf - -inf would be nan.
+_LOWEST = tl.constexpr(-3e38)
+# The same hash as in `randomness.py`, in unsigned integers, whose shifts are logical.
+_LANE_STEP = tl.constexpr(randomness.LANE_STEP % 2**32)
+_LANE_A = tl.constexpr(randomness.LANE_A % 2**32)
+_LANE_B = tl.constexpr(randomness.LANE_B % 2**32)
+_UNIT = tl.constexpr(randomness.UNIT)
+_ALMOST_ONE = tl.constexpr(randomness.ALMOST_ONE)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_tiles"])
+def measure_shares(
+    hidden,  # (R, H)
+    weight,  # (V, H)
+    bias,  # (V,) or None
+    banned,  # (V,) uint8
+    may_delete,  # (R,) uint8 or None
+    held,  # (R,) int64
+    sums,  # (5, S, R) float32, written: top, second, total, moment, logit of the held token
+    ids,  # (S, R) int32, written: the top token
+    num_rows,
+    num_tiles,  # of a share
+    VOCABULARY: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    DELETE_ID: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+):
+    """What `join_measures` makes a row's statistics of, of one share."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    held_id = tl.load(held + row, mask=row < num_rows, other=0)
+    top = tl.full((ROWS,), _LOWEST, tl.float32)
+    second = tl.full((ROWS,), _LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    moment = tl.zeros((ROWS,), tl.float32)
+    held_logit = tl.zeros((ROWS,), tl.float32)
+    top_id = tl.zeros((ROWS,), tl.int32)
+    for tile in range(num_tiles):
+        start = (tl.program_id(1) * num_tiles + tile) * COLUMNS
+        column = start + tl.arange(0, COLUMNS)
+        z = _logits(hidden, weight, bias, row, column, num_rows, VOCABULARY, HIDDEN, INNER)
+        z = _without_banned(z, banned, may_delete, row, column, num_rows, VOCABULARY, DELETE_ID)
+        tile_top, place = tl.max(z, 1, return_indices=True)
+        is_top = tl.arange(0, COLUMNS)[None, :] == place[:, None]
+        tile_second = tl.max(tl.where(is_top, _LOWEST, z), 1)
+        held_logit += tl.sum(tl.where(column[None, :] == held_id[:, None], z, 0.0), 1)
+        second = tl.maximum(tl.minimum(top, tile_top), tl.maximum(second, tile_second))
+        top_id = tl.where(tile_top > top, start + place, top_id)
+        largest = tl.maximum(top, tile_top)
+        total, moment = _relative_to(largest, top, total, moment)
+        away = z - largest[:, None]
+        total += tl.sum(tl.exp(away), 1)
+        moment += tl.sum(away * tl.exp(away), 1)
+        top = largest
+    size = tl.num_programs(1) * num_rows
+    cell = tl.program_id(1) * num_rows + row
+    tl.store(sums + cell, top, mask=row < num_rows)
+    tl.store(sums + size + cell, second, mask=row < num_rows)
+    tl.store(sums + 2 * size + cell, total, mask=row < num_rows)
+    tl.store(sums + 3 * size + cell, moment, mask=row < num_rows)
+    tl.store(sums + 4 * size + cell, held_logit, mask=row < num_rows)
+    tl.store(ids + cell, top_id, mask=row < num_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_shares"])
+def join_measures(
+    sums,  # (5, S, R) float32
+    ids,  # (S, R) int32
+    statistics,  # (4, R) float32, written: log_top, margin, entropy, log_held
+    top_ids,  # (R,) int64, written
+    num_rows,
+    num_shares,
+    VOCABULARY: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A row's statistics, of all its shares."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    size = num_shares * num_rows
+    top = tl.full((ROWS,), _LOWEST, tl.float32)
+    second = tl.full((ROWS,), _LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    moment = tl.zeros((ROWS,), tl.float32)
+    held_logit = tl.zeros((ROWS,), tl.float32)
+    top_id = tl.zeros((ROWS,), tl.int32)
+    for share in range(num_shares):
+        cell = share * num_rows + row
+        share_top = tl.load(sums + cell, mask=row < num_rows, other=0.0)
+        share_second = tl.load(sums + size + cell, mask=row < num_rows, other=0.0)
+        share_total = tl.load(sums + 2 * size + cell, mask=row < num_rows, other=1.0)
+        share_moment = tl.load(sums + 3 * size + cell, mask=row < num_rows, other=0.0)
+        held_logit += tl.load(sums + 4 * size + cell, mask=row < num_rows, other=0.0)
+        share_id = tl.load(ids + cell, mask=row < num_rows, other=0)
+        second = tl.maximum(tl.minimum(top, share_top), tl.maximum(second, share_second))
+        top_id = tl.where(share_top > top, share_id, top_id)
+        largest = tl.maximum(top, share_top)
+        total, moment = _relative_to(largest, top, total, moment)
+        share_total, share_moment = _relative_to(largest, share_top, share_total, share_moment)
+        total += share_total
+        moment += share_moment
+        top = largest
+    log_total = tl.log(total)
+    margin = tl.exp(-log_total) - tl.exp(second - top - log_total)
+    entropy = tl.maximum(log_total - moment / total, 0.0)
+    tl.store(statistics + row, -log_total, mask=row < num_rows)
+    tl.store(statistics + num_rows + row, margin, mask=row < num_rows)
+    tl.store(statistics + 2 * num_rows + row, entropy, mask=row < num_rows)
+    tl.store(statistics + 3 * num_rows + row, held_logit - top - log_total, mask=row < num_rows)
+    # A row of nan has no top; what it is told must be an id all the same.
+    tl.store(top_ids + row, tl.minimum(top_id, VOCABULARY - 1).to(tl.int64), mask=row < num_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_tiles"])
+def draw_shares(
+    hidden,  # (R, H)
+    weight,  # (V, H)
+    bias,  # (V,) or None
+    banned,  # (V,) uint8
+    may_delete,  # (R,) uint8 or None
+    keys,  # (R,) int64
+    temperatures,  # (R,) float32
+    sums,  # (4, S, R) float32, written: best noised logit, its logit, top, total
+    ids,  # (S, R) int32, written: the token with the best noised logit
+    num_rows,
+    num_tiles,  # of a share
+    VOCABULARY: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    DELETE_ID: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+):
+    """What `join_draws` draws a row's token from, of one share."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    key = tl.load(keys + row, mask=row < num_rows, other=0)
+    temperature = tl.load(temperatures + row, mask=row < num_rows, other=0.0)
+    best = tl.full((ROWS,), _LOWEST, tl.float32)
+    best_logit = tl.zeros((ROWS,), tl.float32)
+    best_id = tl.zeros((ROWS,), tl.int32)
+    top = tl.full((ROWS,), _LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for tile in range(num_tiles):
+        start = (tl.program_id(1) * num_tiles + tile) * COLUMNS
+        column = start + tl.arange(0, COLUMNS)
+        z = _logits(hidden, weight, bias, row, column, num_rows, VOCABULARY, HIDDEN, INNER)
+        z = _without_banned(z, banned, may_delete, row, column, num_rows, VOCABULARY, DELETE_ID)
+        noisy = z + temperature[:, None] * _gumbel(key, column)
+        tile_best, place = tl.max(noisy, 1, return_indices=True)
+        is_best = tl.arange(0, COLUMNS)[None, :] == place[:, None]
+        tile_logit = tl.sum(tl.where(is_best, z, 0.0), 1)
+        best_logit = tl.where(tile_best > best, tile_logit, best_logit)
+        best_id = tl.where(tile_best > best, start + place, best_id)
+        best = tl.maximum(best, tile_best)
+        largest = tl.maximum(top, tl.max(z, 1))
+        total = total * tl.exp(top - largest) + tl.sum(tl.exp(z - largest[:, None]), 1)
+        top = largest
+    size = tl.num_programs(1) * num_rows
+    cell = tl.program_id(1) * num_rows + row
+    tl.store(sums + cell, best, mask=row < num_rows)
+    tl.store(sums + size + cell, best_logit, mask=row < num_rows)
+    tl.store(sums + 2 * size + cell, top, mask=row < num_rows)
+    tl.store(sums + 3 * size + cell, total, mask=row < num_rows)
+    tl.store(ids + cell, best_id, mask=row < num_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_shares"])
+def join_draws(
+    sums,  # (4, S, R) float32
+    ids,  # (S, R) int32
+    token_ids,  # (R,) int64, written
+    log_probs,  # (R,) float32, written
+    num_rows,
+    num_shares,
+    VOCABULARY: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A row's token and its log-probability at temperature 1, of all its shares."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    size = num_shares * num_rows
+    best = tl.full((ROWS,), _LOWEST, tl.float32)
+    best_logit = tl.zeros((ROWS,), tl.float32)
+    best_id = tl.zeros((ROWS,), tl.int32)
+    top = tl.full((ROWS,), _LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for share in range(num_shares):
+        cell = share * num_rows + row
+        share_best = tl.load(sums + cell, mask=row < num_rows, other=0.0)
+        share_logit = tl.load(sums + size + cell, mask=row < num_rows, other=0.0)
+        share_top = tl.load(sums + 2 * size + cell, mask=row < num_rows, other=0.0)
+        share_total = tl.load(sums + 3 * size + cell, mask=row < num_rows, other=1.0)
+        share_id = tl.load(ids + cell, mask=row < num_rows, other=0)
+        best_logit = tl.where(share_best > best, share_logit, best_logit)
+        best_id = tl.where(share_best > best, share_id, best_id)
+        best = tl.maximum(best, share_best)
+        largest = tl.maximum(top, share_top)
+        total = total * tl.exp(top - largest) + share_total * tl.exp(share_top - largest)
+        top = largest
+    tl.store(token_ids + row, tl.minimum(best_id, VOCABULARY - 1).to(tl.int64), mask=row < num_rows)
+    tl.store(log_probs + row, best_logit - top - tl.log(total), mask=row < num_rows)
+
+
+@triton.jit
+def _logits(
+    hidden,
+    weight,
+    bias,
+    row,
+    column,
+    num_rows,
+    VOCABULARY: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+):
+    """Logits of one tile, float32, summed in float32 and rounded once to the weights' type: those
+    of the product that PyTorch would run, ties included."""
+    total = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    in_weight = weight + column[None, :].to(tl.int64) * HIDDEN
+    for start in range(0, HIDDEN, INNER):
+        inner = start + tl.arange(0, INNER)
+        some_hidden = tl.load(
+            hidden + row[:, None] * HIDDEN + inner[None, :],
+            mask=(row < num_rows)[:, None] & (inner < HIDDEN)[None, :],
+            other=0.0,
+        )
+        some_weight = tl.load(
+            in_weight + inner[:, None],
+            mask=(column < VOCABULARY)[None, :] & (inner < HIDDEN)[:, None],
+            other=0.0,
+        )
+        # Otherwise products of float32 would be those of TF32, which PyTorch's are not.
+        total = tl.dot(some_hidden, some_weight, total, input_precision="ieee")
+    if bias is not None:
+        total += tl.load(bias + column, mask=column < VOCABULARY, other=0.0).to(tl.float32)[None, :]
+    return total.to(weight.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _without_banned(
+    z,
+    banned,
+    may_delete,
+    row,
+    column,
+    num_rows,
+    VOCABULARY: tl.constexpr,
+    DELETE_ID: tl.constexpr,
+):
+    """The logits with those lowered that are never emitted, and what lies beyond the vocabulary;
+    the deletion stays in rows that an edit may delete."""
+    is_banned = (tl.load(banned + column, mask=column < VOCABULARY, other=1) != 0)[None, :]
+    if may_delete is not None:
+        deletes = tl.load(may_delete + row, mask=row < num_rows, other=0) != 0
+        is_banned = is_banned & ~(deletes[:, None] & (column == DELETE_ID)[None, :])
+    return tl.where(is_banned, _BANNED, z)
+
+
+@triton.jit
+def _relative_to(largest, top, total, moment):
+    """sum exp(z - top) and sum (z - top) exp(z - top), made relative to a larger number."""
+    away = top - largest
+    return total * tl.exp(away), (moment + away * total) * tl.exp(away)
+
+
+@triton.jit
+def _gumbel(key, column):
+    """`randomness.gumbel` of keys (ROWS,) for the lanes `column`, the same but for rounding."""
+    lane = column.to(tl.uint32) * _LANE_STEP
+    low = key.to(tl.uint32)
+    high = (key >> 32).to(tl.uint32)
+    bits = _mix32(_mix32(lane[None, :] + low[:, None]) + high[:, None])
+    u = tl.minimum((bits.to(tl.float32) + 0.5) * _UNIT, _ALMOST_ONE)
+    return -tl.log(_minus_log1p(u))
+
+
+@triton.jit
+def _minus_log1p(u):
+    """-log(1 - u) for u in (0, 1) with float32's relative precision also where u is small, which
+    the Gumbel noise that decides a maximum comes from.
+
+    There it is 2 artanh(r) with r = u / (2 - u), whose series is cut at r^9 / 9: for u below 1/4 at
+    less than 2e-8 of the value.
+    """
+    r = u / (2.0 - u)
+    r2 = r * r
+    series = 2.0 * r * (1.0 + r2 * (1.0 / 3.0 + r2 * (1.0 / 5.0 + r2 * (1.0 / 7.0))))
+    return tl.where(u < 0.25, series, -tl.log(1.0 - u))
+
+
+@triton.jit
+def _mix32(x):
+    x = (x ^ (x >> 16)) * _LANE_A
+    x = (x ^ (x >> 15)) * _LANE_B
+    return x ^ (x >> 16)
