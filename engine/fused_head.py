@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 128  # tokens of a tile
 _INNER = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 32}  # of the hidden size at a time
-_JOINED_ROWS = 16  # of a program that joins shares
+_JOINED = {"ROWS": 8, "SHARES": 32}  # of a program that joins shares, at a time
 _PROGRAMS_PER_PROCESSOR = 2  # of a CUDA device, to keep it busy
 # How the kernel is tried at loading: numbers of rows, one for each shape of a program; how far
 # apart log-probabilities may be; and the share of rows that may be farther apart, because two ways
@@ -180,15 +180,15 @@ class FusedHead:
                 INNER=_INNER[weight.dtype],
                 **options_of(rows),
             )
-            join_kernel[(-(-num_rows // _JOINED_ROWS),)](
+            join_kernel[(-(-num_rows // _JOINED["ROWS"]),)](
                 sums,
                 ids,
                 *results,
                 num_rows,
                 num_shares,
                 VOCABULARY=len(weight),
-                ROWS=_JOINED_ROWS,
-                **options_of(_JOINED_ROWS),
+                **_JOINED,
+                **options_of(_JOINED["ROWS"]),
             )
 
     def _deletions(self, may_delete: Tensor | None, num_rows: int) -> Tensor | None:

@@ -98,8 +98,9 @@ def join_measures(
     num_shares,
     VOCABULARY: tl.constexpr,
     ROWS: tl.constexpr,
+    SHARES: tl.constexpr,
 ):
-    """A row's statistics, of all its shares."""
+    """A row's statistics, of all its shares, SHARES at a time."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     size = num_shares * num_rows
     top = tl.full((ROWS,), _LOWEST, tl.float32)
@@ -108,22 +109,29 @@ def join_measures(
     moment = tl.zeros((ROWS,), tl.float32)
     held_logit = tl.zeros((ROWS,), tl.float32)
     top_id = tl.zeros((ROWS,), tl.int32)
-    for share in range(num_shares):
-        cell = share * num_rows + row
-        share_top = tl.load(sums + cell, mask=row < num_rows, other=0.0)
-        share_second = tl.load(sums + size + cell, mask=row < num_rows, other=0.0)
-        share_total = tl.load(sums + 2 * size + cell, mask=row < num_rows, other=1.0)
-        share_moment = tl.load(sums + 3 * size + cell, mask=row < num_rows, other=0.0)
-        held_logit += tl.load(sums + 4 * size + cell, mask=row < num_rows, other=0.0)
-        share_id = tl.load(ids + cell, mask=row < num_rows, other=0)
-        second = tl.maximum(tl.minimum(top, share_top), tl.maximum(second, share_second))
-        top_id = tl.where(share_top > top, share_id, top_id)
-        largest = tl.maximum(top, share_top)
+    for start in range(0, num_shares, SHARES):
+        share = start + tl.arange(0, SHARES)
+        cell = share[None, :] * num_rows + row[:, None]
+        is_one = (share < num_shares)[None, :] & (row < num_rows)[:, None]
+        tops = tl.load(sums + cell, mask=is_one, other=_LOWEST)
+        seconds = tl.load(sums + size + cell, mask=is_one, other=_LOWEST)
+        totals = tl.load(sums + 2 * size + cell, mask=is_one, other=0.0)
+        moments = tl.load(sums + 3 * size + cell, mask=is_one, other=0.0)
+        held_logit += tl.sum(tl.load(sums + 4 * size + cell, mask=is_one, other=0.0), 1)
+        some_top, place = tl.max(tops, 1, return_indices=True)
+        is_top = tl.arange(0, SHARES)[None, :] == place[:, None]
+        some_id = tl.sum(tl.where(is_top, tl.load(ids + cell, mask=is_one, other=0), 0), 1)
+        some_second = tl.max(tl.where(is_top, seconds, tops), 1)
+        second = tl.maximum(tl.minimum(top, some_top), tl.maximum(second, some_second))
+        top_id = tl.where(some_top > top, some_id, top_id)
+        largest = tl.maximum(top, some_top)
         total, moment = _relative_to(largest, top, total, moment)
-        share_total, share_moment = _relative_to(largest, share_top, share_total, share_moment)
-        total += share_total
-        moment += share_moment
+        totals, moments = _relative_to(largest[:, None], tops, totals, moments)
+        total += tl.sum(totals, 1)
+        moment += tl.sum(moments, 1)
         top = largest
+    # The top itself counts 1; only rows that are not there have less.
+    total = tl.maximum(total, 1.0)
     log_total = tl.log(total)
     margin = tl.exp(-log_total) - tl.exp(second - top - log_total)
     entropy = tl.maximum(log_total - moment / total, 0.0)
@@ -198,6 +206,7 @@ def join_draws(
     num_shares,
     VOCABULARY: tl.constexpr,
     ROWS: tl.constexpr,
+    SHARES: tl.constexpr,
 ):
     """A row's token and its log-probability at temperature 1, of all its shares."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -207,21 +216,29 @@ def join_draws(
     best_id = tl.zeros((ROWS,), tl.int32)
     top = tl.full((ROWS,), _LOWEST, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    for share in range(num_shares):
-        cell = share * num_rows + row
-        share_best = tl.load(sums + cell, mask=row < num_rows, other=0.0)
-        share_logit = tl.load(sums + size + cell, mask=row < num_rows, other=0.0)
-        share_top = tl.load(sums + 2 * size + cell, mask=row < num_rows, other=0.0)
-        share_total = tl.load(sums + 3 * size + cell, mask=row < num_rows, other=1.0)
-        share_id = tl.load(ids + cell, mask=row < num_rows, other=0)
-        best_logit = tl.where(share_best > best, share_logit, best_logit)
-        best_id = tl.where(share_best > best, share_id, best_id)
-        best = tl.maximum(best, share_best)
-        largest = tl.maximum(top, share_top)
-        total = total * tl.exp(top - largest) + share_total * tl.exp(share_top - largest)
+    for start in range(0, num_shares, SHARES):
+        share = start + tl.arange(0, SHARES)
+        cell = share[None, :] * num_rows + row[:, None]
+        is_one = (share < num_shares)[None, :] & (row < num_rows)[:, None]
+        bests = tl.load(sums + cell, mask=is_one, other=_LOWEST)
+        logits = tl.load(sums + size + cell, mask=is_one, other=0.0)
+        tops = tl.load(sums + 2 * size + cell, mask=is_one, other=_LOWEST)
+        totals = tl.load(sums + 3 * size + cell, mask=is_one, other=0.0)
+        some_best, place = tl.max(bests, 1, return_indices=True)
+        is_best = tl.arange(0, SHARES)[None, :] == place[:, None]
+        some_id = tl.sum(tl.where(is_best, tl.load(ids + cell, mask=is_one, other=0), 0), 1)
+        some_logit = tl.sum(tl.where(is_best, logits, 0.0), 1)
+        best_logit = tl.where(some_best > best, some_logit, best_logit)
+        best_id = tl.where(some_best > best, some_id, best_id)
+        best = tl.maximum(best, some_best)
+        largest = tl.maximum(top, tl.max(tops, 1))
+        more = tl.sum(totals * tl.exp(tops - largest[:, None]), 1)
+        total = total * tl.exp(top - largest) + more
         top = largest
     tl.store(token_ids + row, tl.minimum(best_id, VOCABULARY - 1).to(tl.int64), mask=row < num_rows)
-    tl.store(log_probs + row, best_logit - top - tl.log(total), mask=row < num_rows)
+    tl.store(
+        log_probs + row, best_logit - top - tl.log(tl.maximum(total, 1.0)), mask=row < num_rows
+    )
 
 
 @triton.jit
