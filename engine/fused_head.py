@@ -49,7 +49,7 @@ class FusedHead:
 
     Raises:
         LoadError: Triton is not installed or does not run on this device, or the last product is
-            no plain one in 16 or 32 bits.
+            no plain linear layer in 16 or 32 bits.
     """
 
     def __init__(
@@ -62,10 +62,13 @@ class FusedHead:
         num_programs: int | None = None,
     ) -> None:
         self._kernels = _import_kernels(banned.device)
-        if type(product) is not nn.Linear or product.weight.dtype not in _INNER:
+        if type(product) is not nn.Linear:
             raise LoadError(
-                "the fused head needs a last product by a plain matrix in 16 or 32 bits, "
-                f"got a {type(product).__name__}"
+                f"the fused head needs a plain linear layer, got a {type(product).__name__}"
+            )
+        if product.weight.dtype not in _INNER:
+            raise LoadError(
+                f"the fused head needs weights in 16 or 32 bits, got {product.weight.dtype}"
             )
         self._before = before
         self._product: nn.Linear = product

@@ -163,7 +163,9 @@ def test_a_stop_signal_lets_sixteen_streams_finish(served):
         reader.join(60)
     assert endings == ["data: [DONE]"] * 16
     assert served.process.wait(30) == 0
-    assert "Traceback" not in served.process.stderr.read()
+    log = served.process.stderr.read()
+    assert "Traceback" not in log
+    assert '"head_runs": "in chunks of 512 rows"' in log
 
 
 def test_a_port_that_is_taken_is_one_sentence(model_dir):

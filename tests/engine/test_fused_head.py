@@ -387,6 +387,16 @@ def test_a_kernel_that_gives_something_else_is_found_at_loading():
 
 @pytest.mark.gpu
 @by_kernels
+def test_a_product_that_the_kernel_does_not_know_is_refused_in_a_sentence():
+    banned = torch.tensor(BANNED, device=DEVICE)
+    with pytest.raises(LoadError, match="needs a plain linear layer, got a Bilinear"):
+        FusedHead(torch.clone, nn.Bilinear(3, 3, 20), banned)
+    with pytest.raises(LoadError, match=r"needs weights in 16 or 32 bits, got torch\.float64"):
+        FusedHead(torch.clone, nn.Linear(3, 20, dtype=torch.float64), banned)
+
+
+@pytest.mark.gpu
+@by_kernels
 @pytest.mark.parametrize("write", [write_modernbert, write_qwen3])
 def test_an_engine_gives_the_same_tokens_with_either_head(tmp_path, write):
     folder = write(tmp_path, block_length=8)
