@@ -418,7 +418,10 @@ def test_an_engine_gives_the_same_tokens_with_either_head(tmp_path, write):
             (prompt, GenerationParams(**{"max_tokens": 8, "ignore_eos": True, "seed": 3} | params))
             for prompt, params in asked[:num_asked]
         ]
-        assert answers_of(fused, mix) == answers_of(chunked, mix)
+        # On CUDA often enough that whole steps are recorded, the kernels within them.
+        for _ in range(1 if IS_INTERPRETED else 8):
+            assert answers_of(fused, mix) == answers_of(chunked, mix)
+    assert IS_INTERPRETED or fused.forwards["captured_step"] > 0
 
 
 def answers_of(served: Engine, mix: Sequence[tuple[list[int], GenerationParams]]) -> Any:
