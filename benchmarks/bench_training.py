@@ -142,7 +142,7 @@ def measure_shape(options: Any, vocabulary: int, rows: int, length: int, shape: 
     denoiser = make_denoiser(config, vocabulary, compiled)
     batch = draw_batch(config, vocabulary)
     headed = int(batch["masked"].sum())
-    flops = step_flops(denoiser.network, (BLOCK,), rows, length, headed)
+    flops = step_flops(denoiser, (BLOCK,), rows, length, headed)
     products = candidates(denoiser.network, 2 * rows * length, options.quick)
     runs: dict[str, Callable[[], object]] = {name: run for name, (run, _) in products.items()}
     runs["backward"] = lambda: gradients(denoiser, batch)
