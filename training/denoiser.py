@@ -21,6 +21,7 @@ from diffusiongpt.training.backbones import (
 )
 from diffusiongpt.training.config import ConfigError, ModelConfig
 from diffusiongpt.training.loss import Nll, nll_of_logits, weighted_loss
+from diffusiongpt.training.rotary import rotate_in_pieces
 
 
 def build_network(
@@ -94,6 +95,7 @@ class Denoiser(nn.Module):
         self.block_length = block_length
         self.mask_token_id = mask_token_id
         self.logit_shift = logit_shift
+        rotate_in_pieces(network)
         # A logit shift looks at both streams.
         self.narrows = narrow_last_layer(network) and not logit_shift
         self.nll_of_logits: Nll = nll_of_logits
