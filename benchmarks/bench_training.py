@@ -6,7 +6,10 @@ operation). The reference is the best of one large product and of the products o
 matrices at its own number of positions, each round anew: all are taken in turn. So is a step whose
 attention is SDPA, for which the model has a second copy: `times_faster_than_sdpa`.
 
-`--rows N` rows a step instead of the shape's own, `--larger 0` and `--bundled 0` leave a shape out.
+`--rows N` rows a step and `--length L` positions a row instead of the shape's own; `--larger 0` and
+`--bundled 0` leave a shape out. `--hidden D` measures a shape of your own instead: `--layers`,
+`--heads` (of 64 unless said), `--intermediate` (1.5 times as wide unless said), `--vocabulary`,
+`--window`. `--sdpa 0` leaves the second copy out, for shapes that fill the memory.
 `--processor_time 1` counts the process's own time, for one thread on a core that others share.
 For the timing of long runs set what docs/TRAINING.md says under "Speed on a CPU".
 """
@@ -81,19 +84,52 @@ MINUSCULE: Shape = {
 def main() -> None:
     """Measure and report, for the bundled model and for a larger one."""
     options = parse_arguments(
-        __doc__, compile=0, muon=0, processor_time=0, rows=0, bundled=1, larger=1
+        __doc__,
+        compile=0,
+        muon=0,
+        processor_time=0,
+        sdpa=1,
+        bundled=1,
+        larger=1,
+        rows=0,
+        length=0,
+        hidden=0,
+        layers=4,
+        heads=0,
+        intermediate=0,
+        vocabulary=32768,
+        window=128,
     )
-    shapes = {"bundled": (64, 2, 32, MINUSCULE)} if options.quick else SHAPES
-    shapes = {name: shape for name, shape in shapes.items() if getattr(options, name)}
     result: dict[str, Any] = {"processor_time": bool(options.processor_time)}
-    result |= {name: measure_shape(options, *shape) for name, shape in shapes.items()}
+    for name, shape in shapes_of(options).items():
+        result[name] = measure_shape(options, *shape)
     report(options, "training", ">= 45 % of the matrix product rate", result)
+
+
+def shapes_of(options: Any) -> dict[str, tuple[int, int, int, Shape]]:
+    """What to measure, by name."""
+    if options.hidden:
+        return {"given": (options.vocabulary, 8, 512, given_shape(options))}
+    if options.quick:
+        return {"bundled": (64, 2, 32, MINUSCULE)}
+    return {name: shape for name, shape in SHAPES.items() if getattr(options, name)}
+
+
+def given_shape(options: Any) -> Shape:
+    """The shape that the flags describe."""
+    return {
+        "hidden_size": options.hidden,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": options.heads or max(options.hidden // 64, 1),
+        "intermediate_size": options.intermediate or options.hidden * 3 // 2,
+        "local_attention": options.window,
+    }
 
 
 def measure_shape(options: Any, vocabulary: int, rows: int, length: int, shape: Shape) -> Any:
     """Rates of a step and of every candidate for the reference, in Gflop/s."""
     optimizer = "muon" if options.muon else "adamw"
-    rows = options.rows or rows
+    rows, length = options.rows or rows, options.length or length
     config = from_mapping(
         {
             "model": shape,
@@ -106,31 +142,34 @@ def measure_shape(options: Any, vocabulary: int, rows: int, length: int, shape: 
     denoiser = make_denoiser(config, vocabulary, compiled)
     batch = draw_batch(config, vocabulary)
     headed = int(batch["masked"].sum())
-    flops = step_flops(denoiser.network, (BLOCK,), rows, length, headed)
+    flops = step_flops(denoiser, (BLOCK,), rows, length, headed)
     products = candidates(denoiser.network, 2 * rows * length, options.quick)
-    seconds = in_turn(
-        options.repeats,
-        time.process_time if options.processor_time else time.perf_counter,
-        **{name: run for name, (run, _) in products.items()},
-        backward=lambda: gradients(denoiser, batch),
-        step=step_of(denoiser, config, batch),
-        of_sdpa=with_sdpa(step_of(make_denoiser(config, vocabulary, compiled), config, batch)),
-    )
+    runs: dict[str, Callable[[], object]] = {name: run for name, (run, _) in products.items()}
+    runs["backward"] = lambda: gradients(denoiser, batch)
+    runs["step"] = step_of(denoiser, config, batch)
+    if options.sdpa:
+        other = make_denoiser(config, vocabulary, compiled)
+        runs["of_sdpa"] = with_sdpa(step_of(other, config, batch))
+    clock = time.process_time if options.processor_time else time.perf_counter
+    seconds = in_turn(options.repeats, clock, **runs)
     rates = {
         name: [work / each / 1e9 for each in seconds[name]] for name, (_, work) in products.items()
     }
     best = [max(values) for values in zip(*rates.values(), strict=True)]
     rates["backward"] = [flops / each / 1e9 for each in seconds["backward"]]
     rates["step"] = [flops / each / 1e9 for each in seconds["step"]]
-    return {
+    result = {
+        "parameters": sum(parameter.numel() for parameter in denoiser.parameters()),
         "tokens_a_step": rows * length,
         "gflop_a_step": flops / 1e9,
         "gflops": {name: statistics.median(values) for name, values in rates.items()},
         "tokens_per_second": rows * length / statistics.median(seconds["step"]),
         "share_of_best_product": ratio(rates["step"], best),
         "share_without_optimizer": ratio(rates["backward"], best),
-        "times_faster_than_sdpa": ratio(seconds["of_sdpa"], seconds["step"]),
     }
+    if options.sdpa:
+        result["times_faster_than_sdpa"] = ratio(seconds["of_sdpa"], seconds["step"])
+    return result
 
 
 def make_denoiser(config: TrainingConfig, vocabulary: int, compiled: bool) -> Denoiser:

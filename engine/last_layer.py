@@ -1,8 +1,9 @@
 """The last layer, computed only where its result is wanted.
 
 Every token's keys and values matter to the others, but what comes after the last attention
-matters to the token alone. The head looks at a few positions of a canvas, so the last
-feed-forward block (most of a layer's work) is done for these: an exact saving.
+matters to the token alone. The head looks at a few positions of a canvas, and in training at one
+of two streams, so the last feed-forward block (most of a layer's work) is done for these: an
+exact saving.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _NAMES = (
 
 
 def narrow_last_layer(network: PreTrainedModel) -> bool:
-    """Let the network's last layer take the keyword argument `wanted`, the indices (R,) of the
-    tokens that it goes on with; False where a layer is not of the form that we know."""
+    """Let the network's last layer take the keyword argument `wanted`, the indices (R,) or a slice
+    of the tokens that it goes on with; False where a layer is not of the form that we know."""
     layers = network.base_model.get_submodule("layers")
     layer = list(layers.children())[-1]
     parts = {name for name, _ in layer.named_children()}
@@ -39,7 +40,7 @@ def _go_on_with_wanted(
     whole: Any,
     hidden: Tensor,
     *args: Any,
-    wanted: Tensor | None = None,
+    wanted: Tensor | slice | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """A pre-norm layer: h + attention(norm(h)), then h + mlp(norm(h)) of the wanted tokens."""

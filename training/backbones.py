@@ -80,15 +80,22 @@ def apply_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 
 def run_backbone(
-    network: PreTrainedModel, ids: Tensor, masks: dict[str, Any], positions: Tensor
+    network: PreTrainedModel,
+    ids: Tensor,
+    masks: dict[str, Any],
+    positions: Tensor,
+    wanted: slice | None = None,
 ) -> Tensor:
-    """Last hidden states (B, T, D) of ids (B, T) under ready masks, one per kind of layer."""
+    """Last hidden states (B, T, D) of ids (B, T) under ready masks, one per kind of layer.
+
+    Of the `wanted` positions alone, if a network's last layer can be told of them.
+    """
+    others: dict[str, Any] = {} if wanted is None else {"wanted": wanted}
     if is_encoder(network):
-        output = network.base_model(input_ids=ids, attention_mask=masks, position_ids=positions)
+        others["attention_mask"] = masks
     else:
-        output = network.base_model(
-            input_ids=ids, position_ids=positions, use_cache=False, diffusion_masks=masks
-        )
+        others |= {"use_cache": False, "diffusion_masks": masks}
+    output = network.base_model(input_ids=ids, position_ids=positions, **others)
     hidden: Tensor = output.last_hidden_state
     return hidden
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
+from diffusiongpt.engine.last_layer import narrow_last_layer
 from diffusiongpt.training.attention import IMPLEMENTATION, layer_masks
 from diffusiongpt.training.backbones import (
     add_adapters,
@@ -20,6 +21,7 @@ from diffusiongpt.training.backbones import (
 )
 from diffusiongpt.training.config import ConfigError, ModelConfig
 from diffusiongpt.training.loss import Nll, nll_of_logits, weighted_loss
+from diffusiongpt.training.rotary import rotate_in_pieces
 
 
 def build_network(
@@ -93,6 +95,9 @@ class Denoiser(nn.Module):
         self.block_length = block_length
         self.mask_token_id = mask_token_id
         self.logit_shift = logit_shift
+        rotate_in_pieces(network)
+        # A logit shift looks at both streams.
+        self.narrows = narrow_last_layer(network) and not logit_shift
         self.nll_of_logits: Nll = nll_of_logits
         self.register_buffer("banned", torch.tensor(sorted(banned_ids)), persistent=False)
         self.banned: Tensor
@@ -195,7 +200,8 @@ class Denoiser(nn.Module):
         masks = self.layer_masks(segments, block, noisy=True)
         positions = torch.arange(length, device=tokens.device)[None].repeat(1, 2)
         both = torch.cat([noisy, tokens], dim=1)  # (B, 2L)
-        hidden = run_backbone(self.network, both, masks, positions)
+        wanted = slice(0, length) if self.narrows else None
+        hidden = run_backbone(self.network, both, masks, positions, wanted)
         if self.logit_shift:
             source = self._shifted(segments, hidden.shape[2], block)
             return hidden[:, : 2 * length].gather(1, source)

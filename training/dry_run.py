@@ -19,7 +19,8 @@ from diffusiongpt.training.trainer import DiffusionTrainer
 
 def dry_run(trainer: DiffusionTrainer, measured_steps: int = 2) -> Iterator[str]:
     """Lines of a report; takes a first step and `measured_steps` more, and keeps nothing."""
-    config, network = trainer.config, trainer._denoiser().network
+    config, denoiser = trainer.config, trainer._denoiser()
+    network = denoiser.network
     run = config.run
     rows = run.batch_size * run.gradient_accumulation_steps * trainer.args.world_size
     tokens = rows * config.data.max_seq_length
@@ -33,7 +34,7 @@ def dry_run(trainer: DiffusionTrainer, measured_steps: int = 2) -> Iterator[str]
     if isinstance(data, RowDataset):
         line += f", {rows * run.max_steps / len(data):.1f} passes over the data"
     yield line
-    operations = flops_per_token(network, config) * tokens
+    operations = flops_per_token(denoiser, config) * tokens
     yield f"operations: {operations:.3g} FLOP a step, {operations * run.max_steps:.3g} in all"
     seconds = _seconds_per_step(trainer, measured_steps)
     yield f"memory: {state_bytes(trainer) / 1e6:,.1f} MB of weights, gradients and optimiser"

@@ -7,17 +7,20 @@ trained. What gradient checkpointing computes again is not counted.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
 from diffusiongpt.training.attention import by_tiles, chunk_length
 from diffusiongpt.training.backbones import window_of
 from diffusiongpt.training.config import TrainingConfig
+from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.tiles import tile_pairs
 
 
 def step_flops(
-    network: PreTrainedModel, block_lengths: tuple[int, ...], rows: int, length: int, headed: float
+    denoiser: Denoiser, block_lengths: tuple[int, ...], rows: int, length: int, headed: float
 ) -> float:
     """Operations of forward and backward over `rows` rows of `length` positions.
 
@@ -30,26 +33,30 @@ def step_flops(
 
     K is what attention computes, and hidden pairs that are computed count. Where it is made of
     tiles, the pairs of `tile_pairs`; elsewhere L^2 in one stream, 3 L^2 in two, and in chunks of C
-    in sliding layers 2 L C and 5 L C.
+    in sliding layers 2 L C and 5 L C. P of the last layer's feed-forward matrices is of one stream
+    where the denoiser narrows that layer.
 
     Args:
         block_lengths: those that take turns, as in `TrainingConfig`; 0 is the whole canvas in
             one stream, -1 a next-token model.
         headed: how many positions the head runs on.
     """
+    network = denoiser.network
     inside = {id(module) for module in network.base_model.modules()}
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     layers = sum(_products(module) for module in linear if id(module) in inside)
     head = sum(_products(module) for module in linear if id(module) not in inside)
+    last = _last_feed_forward(network) if denoiser.narrows else 0.0
     streams = sum(2 if block > 0 else 1 for block in block_lengths) / len(block_lengths)
     pairs = sum(pairs_of(network, block, length) for block in block_lengths) / len(block_lengths)
     shape = network.config
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     attention: float = 12.0 * pairs * shape.num_attention_heads * size
-    return streams * rows * length * layers + headed * head + rows * attention
+    in_layers = rows * length * (streams * (layers - last) + last)
+    return in_layers + headed * head + rows * attention
 
 
-def flops_per_token(network: PreTrainedModel, config: TrainingConfig) -> float:
+def flops_per_token(denoiser: Denoiser, config: TrainingConfig) -> float:
     """Operations of a step per token of text: the head sees half of the positions on average.
 
     All of them with `causal` and in the edit stage.
@@ -57,7 +64,7 @@ def flops_per_token(network: PreTrainedModel, config: TrainingConfig) -> float:
     length, diffusion = config.data.max_seq_length, config.diffusion
     everywhere = diffusion.objective == "causal" or diffusion.edit_stage_start is not None
     headed = length * (1.0 if everywhere else 0.5)
-    return step_flops(network, blocks_of(config), 1, length, headed) / length
+    return step_flops(denoiser, blocks_of(config), 1, length, headed) / length
 
 
 def blocks_of(config: TrainingConfig) -> tuple[int, ...]:
@@ -89,6 +96,14 @@ def _dense_pairs(length: int, block_length: int, window: int | None) -> int:
     if chunk is not None:
         return (5 if block_length > 0 else 2) * length * chunk
     return (3 if block_length > 0 else 1) * length * length
+
+
+def _last_feed_forward(network: PreTrainedModel) -> float:
+    """Operations of the last layer's feed-forward matrices for one position."""
+    layers: Any = network.base_model.layers
+    return sum(
+        _products(module) for module in layers[-1].mlp.modules() if isinstance(module, nn.Linear)
+    )
 
 
 def _products(layer: nn.Linear) -> float:

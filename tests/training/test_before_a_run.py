@@ -61,15 +61,15 @@ def test_operations_are_those_that_a_step_computes(make_config, objective, block
             trainer.compute_loss(trainer.model, batch).backward()
         kinds = blocks_of(trainer.config)
         kind = block_length_at(step, kinds, trainer.config.run.seed)
-        counted = step_flops(trainer.model.network, (kind,), rows, length, headed[0])
+        counted = step_flops(trainer.model, (kind,), rows, length, headed[0])
         assert counter.get_total_flops() == counted
 
 
 def test_operations_per_token_are_the_mean_over_the_lengths(make_config):
     trainer = make_trainer(make_config(diffusion={"block_length": [8, 0]}))
-    network, length = trainer.model.network, trainer.config.data.max_seq_length
-    each = [step_flops(network, (block,), 1, length, length / 2) / length for block in (8, 0)]
-    assert flops_per_token(network, trainer.config) == pytest.approx(sum(each) / 2)
+    denoiser, length = trainer.model, trainer.config.data.max_seq_length
+    each = [step_flops(denoiser, (block,), 1, length, length / 2) / length for block in (8, 0)]
+    assert flops_per_token(denoiser, trainer.config) == pytest.approx(sum(each) / 2)
 
 
 def test_the_ratio_of_tokens_to_parameters_sets_the_steps(make_config):

@@ -55,3 +55,22 @@ def test_only_masked_positions_pass_through_the_head(make_denoiser):
     everything = torch.ones_like(masked)
     denoiser(tokens, torch.ones_like(tokens), everything, masked, masked.float())
     assert seen == [int(masked.sum())]
+
+
+def test_the_last_layer_goes_on_with_the_noisy_stream_alone_and_the_loss_stays(make_denoiser):
+    denoiser = make_denoiser("block")
+    tokens = torch.randint(6, 200, (3, 32))
+    batch = {"tokens": tokens, "segments": torch.ones_like(tokens), "maskable": tokens > 0}
+    batch |= {"masked": torch.rand(3, 32) < 0.5, "weights": torch.rand(3, 32)}
+    fed, found = [], []
+    last = denoiser.network.base_model.layers[-1].mlp
+    last.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].shape[1]))
+    for narrows in (True, False):
+        denoiser.narrows = narrows
+        loss = denoiser(**batch)
+        parameters = [p for p in denoiser.parameters() if p.requires_grad]
+        found.append([loss, *torch.autograd.grad(loss, parameters)])
+    assert fed == [32, 64]
+    for ours, theirs in zip(*found, strict=True):
+        largest = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
