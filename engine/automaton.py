@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -92,7 +93,9 @@ class Parts:
     def add_characters(self, characters: Ranges, start: int, end: int) -> None:
         """Any one of some characters, in UTF-8."""
         rests: dict[tuple[tuple[int, int], ...], int] = {(): end}
-        for spelled in encoded(characters):
+        all_spelled = encoded(characters)
+        self.effort.spend(len(all_spelled))
+        for spelled in all_spelled:
             at = start
             for index, (first, last) in enumerate(spelled):
                 rest = spelled[index + 1 :]
@@ -109,12 +112,8 @@ class Parts:
 
         Control characters without a letter of their own are not written.
         """
-        self.add_characters(intersection(characters, _PLAIN), start, end)
-        escaped = [
-            letter
-            for code, letter in _ESCAPED.items()
-            if any(first <= code <= last for first, last in characters)
-        ]
+        plain, escaped = _in_json(characters)
+        self.add_characters(plain, start, end)
         if escaped:
             backslash = self.new()
             self.moves[start].append((0x5C, 0x5C, backslash))
@@ -141,6 +140,30 @@ class Parts:
                     reached.add(each)
                     line.append(each)
         return frozenset(reached)
+
+
+@lru_cache(maxsize=64)
+def _in_json(characters: Ranges) -> tuple[Ranges, str]:
+    """Of some characters those that a JSON string holds as they are, and the letters of others."""
+    letters = (
+        letter
+        for code, letter in _ESCAPED.items()
+        if any(first <= code <= last for first, last in characters)
+    )
+    return intersection(characters, _PLAIN), "".join(letters)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A language as parts: its texts lead from the part `start` to the part `end`."""
+
+    parts: Parts
+    start: int
+    end: int
+
+    def determine(self) -> Automaton:
+        """The same as a deterministic automaton; raises TooLarge."""
+        return determine(self.parts, self.start, self.end)
 
 
 def determine(parts: Parts, start: int, end: int) -> Automaton:

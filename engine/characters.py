@@ -73,8 +73,13 @@ def _ranges(codes: NDArray[np.int64]) -> Ranges:
     return tuple((int(run[0]), int(run[-1])) for run in runs)
 
 
-def encoded(ranges: Ranges) -> Iterator[tuple[tuple[int, int], ...]]:
+@lru_cache(maxsize=64)
+def encoded(ranges: Ranges) -> Sequence[tuple[tuple[int, int], ...]]:
     """The UTF-8 of ranges, as byte ranges that combine freely."""
+    return tuple(_encode(ranges))
+
+
+def _encode(ranges: Ranges) -> Iterator[tuple[tuple[int, int], ...]]:
     for whole in ranges:
         for low, high in (*pairwise(_LENGTHS[:4]), (0x10000, _END)):
             for first, last in ((low, _SURROGATES - 1), (_SURROGATES + 0x800, high - 1)):

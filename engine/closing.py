@@ -10,12 +10,12 @@ text will be whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from diffusiongpt.engine.vocabulary import members
+from diffusiongpt.engine.vocabulary import holds, members
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -26,11 +26,19 @@ _WIDTHS = (2, 8, 24)  # states of the same length that are followed
 # Kinds of next tokens that are tried: few, one of each, every single byte.
 _SORTS = {2: 8, 8: 64, 24: None}
 _MANY_STATES, _SOME_STATES = 3000, 400
-# Width, whether long tokens are taken, and when the search ends: what must have a length is soon
-# written with long tokens, and all else with what ends something.
-_SEARCHES = ((2, False, 0.25), (2, True, 0.3), (8, False, 0.4), (8, True, 0.45), (24, False, 0.6))
-_MANY_BEGINNINGS, _SECONDS_FOR_ALL = 1000, 0.1
+# Width, whether long tokens are taken, and when the search ends where every state takes long:
+# what must have a length is soon written with long tokens, and all else with what ends something.
+_SEARCHES = (
+    (2, False, 0.15),
+    (2, True, 0.18),
+    (8, False, 0.24),
+    (8, True, 0.27),
+    (24, False, 0.33),
+)
+_ALL_STATES = 9000  # of all searches together
+_MANY_BEGINNINGS, _SECONDS_FOR_ALL = 1000, 0.08
 _NUM_LONG = 12
+_FORCED_OF_A_STATE = 16  # so many tokens without an alternative count as a state
 _MEMORY = 6
 
 
@@ -47,24 +55,41 @@ def keeps_closing(matcher: LLMatcher, closing: Sequence[int]) -> bool:
     return all(map(ahead.consume_token, last)) and bool(ahead.is_accepting())
 
 
+class _Effort:
+    """The states that a search may still look at; a text that is forced costs by its length."""
+
+    def __init__(self, states: int, deadline: float = float("inf")) -> None:
+        self.left = states
+        self._deadline = deadline
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no state may be looked at any more."""
+        return self.left <= 0 or time.thread_time() > self._deadline
+
+
 def find_shortest(matcher: LLMatcher, vocabulary: Vocabulary, limit: int) -> list[int] | None:
     """The shortest of a language's texts that is found, `limit` tokens at most, or None.
 
     Where all beginnings can be followed it is the shortest. Else a narrow search goes deep, and
-    wider ones then look for something shorter. The matcher stays as it is. Each ends after a
-    count of states, so that every machine finds the same; where every state takes long, processor
-    time ends it, 0.6 seconds in all.
+    wider ones then look for something shorter. The matcher stays as it is. The searches end after
+    a count of states, so that every machine finds the same; where every state takes long,
+    processor time ends them, a third of a second in all.
     """
     began = time.thread_time()
+    if len(matcher.deep_copy().compute_ff_tokens()) > limit:
+        return None
     try:
         return _search_all(matcher, vocabulary, limit, began + _SECONDS_FOR_ALL)
     except _TooMany:
         pass
     shortest: list[int] | None = None
+    left = _ALL_STATES
     for width, is_far, until in _SEARCHES:
-        found = _search(
-            matcher, vocabulary, limit, width, _MANY_STATES, began + until, is_far=is_far
-        )
+        effort = _Effort(min(left, _MANY_STATES), began + until)
+        before = effort.left
+        found = _search(matcher, vocabulary, limit, width, effort, is_far=is_far)
+        left -= before - effort.left
         if found is not None:
             shortest = _spell_in_fewest(matcher, vocabulary, found)
             limit = len(shortest) - 1
@@ -116,7 +141,7 @@ def find_closing(matcher: LLMatcher, vocabulary: Vocabulary, limit: int) -> list
     How soon is a count, and not a time: the same request finds the same on every machine.
     """
     for width in _WIDTHS[:2]:
-        found = _search(matcher, vocabulary, limit, width, _SOME_STATES)
+        found = _search(matcher, vocabulary, limit, width, _Effort(_SOME_STATES))
         if found is not None:
             return found
     return None
@@ -127,8 +152,7 @@ def _search(
     vocabulary: Vocabulary,
     limit: int,
     width: int,
-    max_states: int,
-    deadline: float = float("inf"),
+    effort: _Effort,
     *,
     is_far: bool = False,
 ) -> list[int] | None:
@@ -137,38 +161,63 @@ def _search(
     Args:
         is_far: try long tokens, and of states that allow the same keep the one that wrote most.
     """
-    states = [_State(matcher.deep_copy())]
-    for length in range(limit + 1):
-        for state in states:
+    levels: dict[int, list[_State]] = {0: [_State(matcher.deep_copy())]}
+    while levels:
+        length = min(levels)
+        for state in (states := _choose(levels.pop(length), width, is_far=is_far)):
             if state.matcher.is_accepting():
                 return list(state.tokens)
-        if length == limit or max_states <= 0 or time.thread_time() > deadline:
-            return None
-        following: dict[int, _State] = {}
-        for state in states:
-            for ahead in state.successors(vocabulary, sorts=_SORTS[width], is_far=is_far):
-                max_states -= 1
-                known = following.setdefault(ahead.path[-1], ahead)
-                if is_far and ahead.num_bytes > known.num_bytes:
-                    following[ahead.path[-1]] = ahead
-        if not following:
-            return None
-        states = sorted(following.values(), key=_State.num_returns)[:width]
+        for state in states if length < limit else ():
+            following = state.successors(vocabulary, limit, sorts=_SORTS[width], is_far=is_far)
+            for ahead in following:
+                effort.left -= 1 + ahead.num_forced // _FORCED_OF_A_STATE
+                levels.setdefault(len(ahead.tokens), []).append(ahead)
+                if effort.is_spent:
+                    return _whole(levels)
     return None
+
+
+def _whole(levels: Mapping[int, Sequence[_State]]) -> list[int] | None:
+    """The shortest whole text among states."""
+    for length in sorted(levels):
+        for state in levels[length]:
+            if state.matcher.is_accepting():
+                return list(state.tokens)
+    return None
+
+
+def _choose(states: Sequence[_State], width: int, *, is_far: bool) -> list[_State]:
+    """Of the states of one length those that are followed: of each that allow the same one."""
+    chosen: dict[int, _State] = {}
+    for state in states:
+        known = chosen.setdefault(state.key, state)
+        if is_far and state.num_bytes > known.num_bytes:
+            chosen[state.key] = state
+    return sorted(chosen.values(), key=_State.num_returns)[:width]
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A state of the search, the tokens that led there, and what was allowed on the way."""
+    """A state of the search, the tokens that led there, and what was allowed on the way.
+
+    Attributes:
+        num_forced: how many of the last tokens had no alternative.
+    """
 
     matcher: LLMatcher
     tokens: tuple[int, ...] = ()
     path: tuple[int, ...] = ()
     num_bytes: int = 0
+    num_forced: int = 0
+
+    @property
+    def key(self) -> int:
+        """What is allowed: states that allow the same are taken for one."""
+        return self.path[-1] if self.path else 0
 
     def num_returns(self) -> int:
         """How often the way came by lately: those that go round in circles get nowhere."""
-        return self.path[-1 - _MEMORY : -1].count(self.path[-1])
+        return self.path[-1 - _MEMORY : -1].count(self.key)
 
     def after(self, token_id: int) -> _State | None:
         """The state one token further, None where it may not come."""
@@ -176,28 +225,44 @@ class _State:
         return _State(ahead, (*self.tokens, token_id)) if ahead.consume_token(token_id) else None
 
     def successors(
-        self, vocabulary: Vocabulary, *, sorts: int | None, is_far: bool
+        self, vocabulary: Vocabulary, limit: int, *, sorts: int | None, is_far: bool
     ) -> Iterator[_State]:
-        """The states one token further."""
+        """The states one token further, or after what has no alternative."""
+        forced = self.matcher.compute_ff_tokens()
+        stop = next((i for i, each in enumerate(forced) if holds(vocabulary.stops, each)), None)
+        if stop is not None:
+            # Where a text may end in the middle of it, one token after the other is looked at.
+            forced = forced[:stop]
+        if forced and all(map(vocabulary.is_usable, forced)):
+            if len(self.tokens) + len(forced) <= limit:
+                yield from self._made(vocabulary, self._after_all(forced), len(forced))
+            return
         for token_id in _candidates(self.matcher, vocabulary, sorts=sorts, is_far=is_far):
-            if (ahead := self.after(token_id)) is None:
-                continue
-            # A whole text may allow the same tokens as one that is not.
-            key = vocabulary.allowed(ahead.matcher) << 1 | ahead.matcher.is_accepting()
-            if key:
-                num_bytes = self.num_bytes + len(vocabulary.spell([token_id]))
-                path = (*self.path[-_MEMORY:], key)
-                yield replace(ahead, path=path, num_bytes=num_bytes)
+            yield from self._made(vocabulary, self.after(token_id), 0)
+
+    def _after_all(self, forced: Sequence[int]) -> _State | None:
+        ahead = self.matcher.deep_copy()
+        *but_last, last = forced
+        if ahead.try_consume_tokens(but_last) < len(but_last) or not ahead.consume_token(last):
+            return None
+        return _State(ahead, (*self.tokens, *forced))
+
+    def _made(self, vocabulary: Vocabulary, ahead: _State | None, forced: int) -> Iterator[_State]:
+        if ahead is None:
+            return
+        # A whole text may allow the same tokens as one that is not.
+        key = vocabulary.allowed(ahead.matcher) << 1 | ahead.matcher.is_accepting()
+        if key:
+            added = ahead.tokens[len(self.tokens) :]
+            num_bytes = self.num_bytes + len(vocabulary.spell(added))
+            path = (*self.path[-_MEMORY:], key)
+            yield replace(ahead, path=path, num_bytes=num_bytes, num_forced=forced)
 
 
 def _candidates(
     state: LLMatcher, vocabulary: Vocabulary, *, sorts: int | None, is_far: bool
 ) -> Iterator[int]:
     """Tokens to go on with: all if there are few, else some of each sort, or long ones."""
-    forced = state.compute_ff_tokens()
-    if forced and vocabulary.is_usable(forced[0]):
-        yield forced[0]
-        return
     allowed = vocabulary.allowed(state)
     some = vocabulary.sample(allowed, sorts=sorts)
     yield from dict.fromkeys([*vocabulary.longest(allowed, _NUM_LONG), *some] if is_far else some)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
-from diffusiongpt.engine.automaton import Automaton, NotRegular, Parts, TooLarge, determine
+from diffusiongpt.engine.automaton import Assembled, Automaton, NotRegular, Parts, TooLarge
 from diffusiongpt.engine.characters import Ranges, categories, complement, intersection, union
 
 # Where a set holds a set, or an operation on sets, Python reads its characters.
@@ -25,33 +25,46 @@ _SET_OPERATIONS = re.compile(r"&&|--|~~")
 # Escapes that JavaScript reads otherwise, and repeats that it does not read as such.
 _ESCAPES = re.compile(r"\\.|\{,", re.DOTALL)
 _NOT_JAVASCRIPT = {r"\a", r"\A", r"\N", r"\U", r"\Z", "{,"}
+_MAX_CHARACTERS = 65_536  # reading more takes a tenth of a second and up
 _EVERYTHING: Ranges = ((0, 0x10FFFF),)
 _LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 _ASCII: Ranges = ((0x00, 0x7F),)
 
 
-def automaton_of_regex(source: str) -> Automaton:
-    """The automaton of a whole text; raises NotRegular or TooLarge."""
+def parts_of_regex(source: str) -> Assembled:
+    """The parts of a whole text; raises NotRegular or TooLarge."""
     parts = Parts()
     start, end = parts.new(), parts.new()
     try:
         Expression(parts).add_sequence(parse(source), start, end)
     except RecursionError as error:
         raise TooLarge from error
-    return determine(parts, start, end)
+    return Assembled(parts, start, end)
 
 
-def automaton_of_choices(choices: Sequence[str]) -> Automaton:
-    """The automaton of a few texts; raises TooLarge."""
+def automaton_of_regex(source: str) -> Automaton:
+    """The automaton of a whole text; raises NotRegular or TooLarge."""
+    return parts_of_regex(source).determine()
+
+
+def parts_of_choices(choices: Sequence[str]) -> Assembled:
+    """The parts of a few texts; raises TooLarge."""
     parts = Parts()
     start, end = parts.new(), parts.new()
     for each in choices:
         parts.add_text(each.encode(), start, end)
-    return determine(parts, start, end)
+    return Assembled(parts, start, end)
+
+
+def automaton_of_choices(choices: Sequence[str]) -> Automaton:
+    """The automaton of a few texts; raises TooLarge."""
+    return parts_of_choices(choices).determine()
 
 
 def parse(source: str) -> Any:
-    """The tree of an expression; raises NotRegular."""
+    """The tree of an expression; raises NotRegular or TooLarge."""
+    if len(source) > _MAX_CHARACTERS:
+        raise TooLarge
     if not _PLAIN_SETS.fullmatch(source) or _SET_OPERATIONS.search(source):
         raise NotRegular
     try:
@@ -73,6 +86,8 @@ class Expression:
     def __init__(self, parts: Parts, *, in_json: bool = False) -> None:
         self._parts = parts
         self._in_json = in_json
+        # Of sets that were read, by their place in the tree: repeats come by again.
+        self._sets: dict[int, tuple[Ranges, Ranges]] = {}
 
     def add_sequence(self, tree: Any, start: int, end: int) -> None:
         """What matches a tree as a whole."""
@@ -165,11 +180,26 @@ class Expression:
             return self._category(str(value).removeprefix("CATEGORY_").lower())
         if kind is not _constants.IN:
             raise NotRegular
-        negated = value[0][0] is _constants.NEGATE
-        pairs = [self._characters(*each) for each in value[negated:]]
-        inside = union([each for ranges, _ in pairs for each in ranges])
-        maybe = union([each for _, ranges in pairs for each in complement(ranges)])
-        return (complement(maybe), inside) if negated else (inside, complement(maybe))
+        if id(value) not in self._sets:
+            self._sets[id(value)] = self._set(value)
+        return self._sets[id(value)]
+
+    def _set(self, items: Sequence[tuple[Any, Any]]) -> tuple[Ranges, Ranges]:
+        """What `[...]` means."""
+        negated = items[0][0] is _constants.NEGATE
+        surely: list[tuple[int, int]] = []
+        maybe: list[tuple[int, int]] = []
+        for kind, value in items[negated:]:
+            if kind in (_constants.LITERAL, _constants.RANGE):
+                plain = value if kind is _constants.RANGE else (value, value)
+                surely.append(plain)
+                maybe.append(plain)
+            else:
+                inside, outside = self._characters(kind, value)
+                surely += inside
+                maybe += complement(outside)
+        outside = complement(union(maybe))
+        return (outside, union(surely)) if negated else (union(surely), outside)
 
     def _category(self, name: str) -> tuple[Ranges, Ranges]:
         """A class such as `\\d`, or its complement."""

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusiongpt.engine.automaton import Automaton, NotRegular, TooLarge
+from diffusiongpt.engine.automaton import Assembled, NotRegular, TooLarge
+from diffusiongpt.engine.burden import check_burden
 from diffusiongpt.engine.closing import find_shortest, keeps_closing
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
-from diffusiongpt.engine.expression import automaton_of_choices, automaton_of_regex
+from diffusiongpt.engine.expression import parts_of_choices, parts_of_regex
+from diffusiongpt.engine.fewest import find_fewest
 from diffusiongpt.engine.lifted import LiftedAutomaton
-from diffusiongpt.engine.schema import automaton_of_schema
+from diffusiongpt.engine.schema import parts_of_schema
+from diffusiongpt.engine.schema_shortest import ShortestParts
 from diffusiongpt.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ _JSON = {
     "lenient": False,
     "coerce_one_of": False,
 }
+_ANY_OBJECT = '{"type": "object"}'
 _BOOLEAN_SCHEMAS = {"true": "{}", "false": '{"enum": []}'}
 # Where llguidance's words would mislead.
 _REASONS = {
@@ -53,6 +57,7 @@ class Language:
         shortest: tokens of the shortest of its texts that was found.
         automaton: of a regular language that is small enough: it can be filled in any order.
         why_in_order: why there is none, the rest of a sentence, where there is something to say.
+        is_shortest_known: whether no text is shorter than `shortest`.
     """
 
     constraint: Constraint
@@ -61,6 +66,7 @@ class Language:
     shortest: tuple[int, ...]
     automaton: LiftedAutomaton | None = None
     why_in_order: str = ""
+    is_shortest_known: bool = True
 
     @property
     def is_in_order(self) -> bool:
@@ -104,10 +110,27 @@ class Languages:
             return refusal
 
     def _compile(self, constraint: Constraint) -> Language:
+        check_burden(constraint)
+        matcher = self._match(constraint)
+        assembled, automaton, why = self._lift(constraint)
+        if automaton is not None:
+            shortest, is_known = automaton.shortest(self._longest), True
+        else:
+            shortest, is_known = self._shortest(constraint, matcher, assembled)
+        if shortest is None:
+            found = "is in it" if is_known else "was found soon enough"
+            reason = f"no text of at most {self._longest} tokens {found}"
+            raise _refusal(constraint, matcher.get_error() or reason)
+        return Language(
+            constraint, matcher, self._vocabulary, tuple(shortest), automaton, why, is_known
+        )
+
+    def _match(self, constraint: Constraint) -> LLMatcher:
+        """What llguidance makes of a constraint; raises InvalidRequest."""
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(
-            initial_lexer_fuel=1_000_000,
+            initial_lexer_fuel=300_000,
             step_lexer_fuel=200_000,
             step_max_items=50_000,
             max_lexer_states=50_000,
@@ -119,56 +142,76 @@ class Languages:
         )
         if matcher.is_error():
             raise _refusal(constraint, matcher.get_error())
-        automaton, why = self._lift(constraint)
-        if automaton is None:
-            shortest = self._shortest(constraint, matcher)
-        else:
-            shortest = automaton.shortest(self._longest)
-        if shortest is None:
-            found = "was found soon enough" if automaton is None else "is in it"
-            reason = f"no text of at most {self._longest} tokens {found}"
-            raise _refusal(constraint, matcher.get_error() or reason)
-        return Language(constraint, matcher, self._vocabulary, tuple(shortest), automaton, why)
+        return matcher
 
-    def _lift(self, constraint: Constraint) -> tuple[LiftedAutomaton | None, str]:
-        """The automaton of a regular language; None, and why, where there is none, or it is too
-        large."""
+    def _lift(self, constraint: Constraint) -> tuple[Assembled | None, LiftedAutomaton | None, str]:
+        """The parts of a regular language and its automaton; None, and why, where there are none,
+        or they are too large."""
+        assembled = None
         if not self._vocabulary.stops:
-            return None, ""
+            return None, None, ""
         try:
-            return LiftedAutomaton(automaton_of(constraint), self._vocabulary), ""
+            assembled = parts_of(constraint)
+            return assembled, LiftedAutomaton(assembled.determine(), self._vocabulary), ""
         except NotRegular as error:
-            return None, str(error)
+            return assembled, None, str(error)
         except TooLarge:
-            return None, "its automaton is too large"
+            return assembled, None, "its automaton is too large"
 
-    def _shortest(self, constraint: Constraint, matcher: LLMatcher) -> list[int] | None:
+    def _shortest(
+        self, constraint: Constraint, matcher: LLMatcher, assembled: Assembled | None
+    ) -> tuple[list[int] | None, bool]:
+        """A text of few tokens, where no automaton knows the shortest, and whether there is none
+        shorter.
+
+        Args:
+            assembled: the language as parts, where it has them.
+        """
         if constraint.kind == "choice":
-            return self._shortest_choice(constraint.choices, matcher)
-        return find_shortest(matcher, self._vocabulary, self._longest)
+            return self._shortest_choice(constraint.choices, matcher), True
+        whole = assembled if constraint.kind == "regex" else None
+        try:
+            found = find_fewest(
+                whole or short_parts_of(constraint), self._vocabulary.trie, self._longest
+            )
+            if found is None or keeps_closing(matcher, found):
+                return found, whole is not None
+        except (NotRegular, TooLarge):
+            pass
+        return find_shortest(matcher, self._vocabulary, self._longest), False
 
     def _shortest_choice(self, choices: Sequence[str], matcher: LLMatcher) -> list[int] | None:
         """The choice that takes the fewest tokens, spelled in them."""
         shortest: list[int] | None = None
         for text in sorted(map(str.encode, choices), key=len):
-            if shortest is not None and self._vocabulary.least(text) >= len(shortest):
+            most = self._longest if shortest is None else len(shortest) - 1
+            if self._vocabulary.least(text) > most:
                 break
             spelled = self._vocabulary.fewest(text)
-            is_shorter = spelled is not None and (shortest is None or len(spelled) < len(shortest))
-            if spelled is not None and is_shorter and keeps_closing(matcher, spelled):
+            if spelled is not None and len(spelled) <= most and keeps_closing(matcher, spelled):
                 shortest = spelled
         return shortest
 
 
-def automaton_of(constraint: Constraint) -> Automaton:
-    """A constraint as an automaton over bytes; raises NotRegular, TooLarge."""
+def parts_of(constraint: Constraint) -> Assembled:
+    """A constraint as parts of an automaton over bytes; raises NotRegular, TooLarge."""
     match constraint.kind:
         case "choice":
-            return automaton_of_choices(constraint.choices)
+            return parts_of_choices(constraint.choices)
         case "regex":
-            return automaton_of_regex(_without_anchors(constraint.source))
+            return parts_of_regex(_without_anchors(constraint.source))
         case "json_schema":
-            return automaton_of_schema(constraint.source)
+            return parts_of_schema(constraint.source)
+    raise NotRegular
+
+
+def short_parts_of(constraint: Constraint) -> Assembled:
+    """Parts that accept the shortest texts of a schema; raises NotRegular, TooLarge."""
+    match constraint.kind:
+        case "json_schema":
+            return parts_of_schema(constraint.source, ShortestParts)
+        case "json_object":
+            return parts_of_schema(_ANY_OBJECT, ShortestParts)
     raise NotRegular
 
 
@@ -182,8 +225,7 @@ def grammar_of(constraint: Constraint) -> str:
                 schema = _BOOLEAN_SCHEMAS.get(constraint.source.strip(), constraint.source)
                 return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)  # type: ignore[arg-type]
             case "json_object":
-                schema = '{"type": "object"}'
-                return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)  # type: ignore[arg-type]
+                return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON)  # type: ignore[arg-type]
             case "regex":
                 return LLMatcher.grammar_from_regex(_without_anchors(constraint.source))
             case "choice":

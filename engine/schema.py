@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diffusiongpt.engine.automaton import (
+    Assembled,
     Automaton,
     NotRegular,
     Parts,
@@ -38,16 +39,25 @@ from diffusiongpt.engine.schema_words import resolve, types_of, values_of, words
 _LOOKS_OF_A_SCHEMA, _LOOKS_OF_AN_AUTOMATON = 50, 5000
 
 
-def automaton_of_schema(source: str) -> Automaton:
-    """The automaton of a schema's JSON text; raises NotRegular or TooLarge."""
+def parts_of_schema(source: str, adds: type[SchemaParts] | None = None) -> Assembled:
+    """The parts of a schema's JSON text; raises NotRegular or TooLarge.
+
+    Args:
+        adds: what makes them, where it is not all texts of the schema that are wanted.
+    """
     parts = Parts()
     start, end = parts.new(), parts.new()
     root = json.loads(source)
     try:
-        SchemaParts(root, parts).add(root, start, end)
+        (adds or SchemaParts)(root, parts).add(root, start, end)
     except RecursionError as error:
         raise TooLarge from error
-    return determine(parts, start, end)
+    return Assembled(parts, start, end)
+
+
+def automaton_of_schema(source: str) -> Automaton:
+    """The automaton of a schema's JSON text; raises NotRegular or TooLarge."""
+    return parts_of_schema(source).determine()
 
 
 class SchemaParts:
@@ -67,10 +77,23 @@ class SchemaParts:
         names: list[str] = []
         schema = resolve(schema, self._root, names, self._parts.effort)
         if recurring := {*names} & {*self._open}:
-            raise NotRegular(f"{min(recurring)} refers to itself")
+            self._add_recurring(min(recurring))
+            return
         self._open += names
         self._add_resolved(schema, start, end)
         del self._open[len(self._open) - len(names) :]
+
+    def _add_recurring(self, reference: str) -> None:
+        """What a reference means within what it refers to."""
+        raise NotRegular(f"{reference} refers to itself")
+
+    def _types(self, words: Mapping[str, Any]) -> Iterable[str]:
+        """The types that a value may have."""
+        return types_of(words)
+
+    def _cases(self, cases: Sequence[Any]) -> Sequence[Any]:
+        """The cases of a value that are added."""
+        return cases
 
     def _add_resolved(self, schema: Any, start: int, end: int) -> None:
         if schema is False:
@@ -79,14 +102,18 @@ class SchemaParts:
         values = values_of(words)
         cases = words.pop("anyOf", None) or words.pop("oneOf", None)
         if values is not None:
-            for value in values:
-                self.add_value(value, start, end)
+            self._add_values(values, start, end)
         elif cases is not None:
-            for case in cases:
+            for case in self._cases(cases):
                 self.add({"allOf": [words, case]} if words else case, start, end)
         else:
-            for name in types_of(words):
+            for name in self._types(words):
                 self._add_type(name, words, start, end)
+
+    def _add_values(self, values: Sequence[Any], start: int, end: int) -> None:
+        """The constants that a schema lists."""
+        for value in values:
+            self.add_value(value, start, end)
 
     def _add_type(self, name: str, words: Mapping[str, Any], start: int, end: int) -> None:
         match name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -16,6 +17,37 @@ if TYPE_CHECKING:
 _ENDS_FIRST = b'"}])0123456789'
 _FEW = 24
 _LONG_WORDS = 64
+
+
+@dataclass(slots=True)
+class Trie:
+    """The tokens of a vocabulary byte by byte, as numbered nodes; node 0 is before the first byte.
+
+    Attributes:
+        children: of every node the node after a byte.
+        token: of every node the token that ends there, -1 where none does.
+        below: of every node the bytes that come after it, as a set.
+    """
+
+    children: list[dict[int, int]] = field(default_factory=lambda: [{}])
+    token: list[int] = field(default_factory=lambda: [-1])
+    below: list[int] = field(default_factory=lambda: [0])
+
+    def add(self, token_id: int, data: bytes) -> None:
+        """One token more; of two that are spelled alike the first is kept."""
+        node, rest = 0, [0]
+        for byte in reversed(data):
+            rest.append(rest[-1] | 1 << byte)
+        for index, byte in enumerate(data):
+            self.below[node] |= rest[len(data) - index]
+            child = self.children[node].setdefault(byte, len(self.token))
+            if child == len(self.token):
+                self.children.append({})
+                self.token.append(-1)
+                self.below.append(0)
+            node = child
+        if self.token[node] < 0:
+            self.token[node] = token_id
 
 
 class Vocabulary:
@@ -72,8 +104,12 @@ class Vocabulary:
         return b"".join(map(self._tokenizer.token_bytes, token_ids))
 
     @cached_property
-    def _token_of(self) -> dict[bytes, int]:
-        return {data: token_id for token_id, data in self.spelled()}
+    def trie(self) -> Trie:
+        """The tokens that may be part of a text, by their bytes."""
+        trie = Trie()
+        for token_id, data in self.spelled():
+            trie.add(token_id, data)
+        return trie
 
     @cached_property
     def _by_length(self) -> list[int]:
@@ -90,7 +126,7 @@ class Vocabulary:
 
     @cached_property
     def _width(self) -> int:
-        return max(map(len, self._token_of), default=1)
+        return max((len(data) for _, data in self.spelled()), default=1)
 
     def least(self, text: bytes) -> int:
         """Tokens that a text takes at the least, by the length of the longest token."""
@@ -98,17 +134,19 @@ class Vocabulary:
 
     def fewest(self, text: bytes) -> list[int] | None:
         """The fewest tokens that spell a text; None where no tokens do."""
-        best: list[tuple[int, int] | None] = [(0, 0), *[None] * len(text)]  # (tokens, start)
-        for end in range(1, len(text) + 1):
-            for start in range(max(end - self._width, 0), end):
-                before = best[start]
-                if before is not None and text[start:end] in self._token_of:
-                    best[end] = min(best[end] or (before[0] + 1, start), (before[0] + 1, start))
+        children, token = self.trie.children, self.trie.token
+        best: list[tuple[int, int, int] | None] = [(0, 0, -1), *[None] * len(text)]
+        for start in range(len(text)):  # (tokens, start of the last one, it)
+            before, node, at = best[start], 0, start
+            while before is not None and at < len(text) and text[at] in children[node]:
+                node, at = children[node][text[at]], at + 1
+                if token[node] >= 0 and (best[at] or (before[0] + 2,))[0] > before[0] + 1:
+                    best[at] = before[0] + 1, start, token[node]
         tokens, end = list[int](), len(text)
         while end and (found := best[end]):
-            tokens.insert(0, self._token_of[text[found[1] : end]])
+            tokens.append(found[2])
             end = found[1]
-        return tokens if not end else None
+        return tokens[::-1] if not end else None
 
     def spelled(self) -> Iterator[tuple[int, bytes]]:
         """The tokens that may be part of a text, and their bytes."""
