@@ -27,7 +27,7 @@ def hostile_languages() -> dict[str, tuple[str, str]]:
 
 def _regexes() -> dict[str, str]:
     han = "".join(map(chr, range(0x4E00, 0x9000, 2)))
-    wide = [f"[{chr(0x100 + i * 3)}-{chr(0x5000 + i * 2)}]" for i in range(20000)]
+    wide = [f"[{chr(0x100 + i)}-{chr(0x5000 + i)}]" for i in range(20_000)]
     return {
         "repeats of repeats": "(a{1000}){1000}",
         "four levels of repeats": "((((a{30}){30}){30}){30})",
@@ -106,7 +106,7 @@ def _wide_schemas() -> dict[str, Any]:
             "additionalProperties": {"type": "integer"},
         },
     }
-    for count in (300, 1500, 5000):
+    for count in (300, 1500, 3000):
         cases[f"{count} optional properties"] = keys(count)
         required = [f"p{i}" for i in range(count)]
         cases[f"{count} properties"] = keys(count, required=required, additionalProperties=False)
@@ -117,12 +117,9 @@ def _wide_schemas() -> dict[str, Any]:
             "minItems": count,
         }
         cases[f"{count} characters"] = {"type": "string", "minLength": count, "maxLength": 9**6}
-        cases[f"{count} cases"] = {"anyOf": [keys(1, required=[f"k{i}"]) for i in range(count)]}
+        cases[f"{count} cases"] = {"anyOf": [{"required": [f"k{i}"]} for i in range(count)]}
         cases[f"one of {count}"] = {
-            "oneOf": [
-                {"type": "object", "properties": {"a": {"const": i}}, "required": ["a"]}
-                for i in range(count)
-            ]
+            "oneOf": [{"properties": {"a": {"const": i}}} for i in range(count)]
         }
     return cases
 
@@ -142,7 +139,7 @@ def _deep_schemas() -> dict[str, Any]:
     }
     cases = {
         f"a chain of {count} {name}": chain(count, link)
-        for count in (30, 100, 2500)
+        for count in (30, 100, 1500)
         for name, link in links.items()
     }
     wide = {f"c{i}": {"anyOf": [{"$ref": "#"}, {"type": "null"}]} for i in range(1000)}
@@ -257,7 +254,7 @@ def _choices() -> dict[str, list[str]]:
         "texts that end differently": ["x" * 240 + f"ab{i:05}" for i in range(1024)],
         "two huge texts": ["a" * 125_000, "b" * 125_000],
         "beginnings of each other": ["ab " * i for i in range(1, 400)],
-        "texts at random": ["".join(draw.choices("abcdefgh é", k=230)) for _ in range(1000)],
+        "texts at random": ["".join(draw.choices("abcdefgh é", k=180)) for _ in range(900)],
         "a huge text of words": ["the cat sat on " * 16_000],
         "one short text": ["x", *(f"ab{i:05}" + "x" * 240 for i in range(1023))],
     }
@@ -291,7 +288,8 @@ def _random_regex(draw: Random, depth: int) -> str:
     repeat = draw.choice(
         ("", "*", "+", "?", "*?", f"{{{count}}}", f"{{1,{count}}}", f"{{{count},}}")
     )
-    return f"({joined}){repeat}" * draw.choice((1, 1, 1, 2, 40))
+    times = draw.choice((1, 1, 1, 2, 40))
+    return f"({joined}){repeat}" * (times if len(joined) < 2000 else 1)
 
 
 def _random_root(draw: Random) -> Any:

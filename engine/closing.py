@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _WIDTHS = (2, 8, 24)  # states of the same length that are followed
 # Kinds of next tokens that are tried: few, one of each, every single byte.
 _SORTS = {2: 8, 8: 64, 24: None}
-_MANY_STATES, _SOME_STATES = 3000, 400
+_MANY_STATES = 3000
+SOME_STATES = 300  # while a text is written
 # Width, whether long tokens are taken, and when the search ends where every state takes long:
 # what must have a length is soon written with long tokens, and all else with what ends something.
 _SEARCHES = (
@@ -55,8 +56,8 @@ def keeps_closing(matcher: LLMatcher, closing: Sequence[int]) -> bool:
     return all(map(ahead.consume_token, last)) and bool(ahead.is_accepting())
 
 
-class _Effort:
-    """The states that a search may still look at; a text that is forced costs by its length."""
+class Effort:
+    """The states that searches may still look at; a text that is forced costs by its length."""
 
     def __init__(self, states: int, deadline: float = float("inf")) -> None:
         self.left = states
@@ -86,7 +87,9 @@ def find_shortest(matcher: LLMatcher, vocabulary: Vocabulary, limit: int) -> lis
     shortest: list[int] | None = None
     left = _ALL_STATES
     for width, is_far, until in _SEARCHES:
-        effort = _Effort(min(left, _MANY_STATES), began + until)
+        effort = Effort(min(left, _MANY_STATES), began + until)
+        if effort.is_spent:
+            continue
         before = effort.left
         found = _search(matcher, vocabulary, limit, width, effort, is_far=is_far)
         left -= before - effort.left
@@ -135,13 +138,15 @@ def _search_all(
     return None
 
 
-def find_closing(matcher: LLMatcher, vocabulary: Vocabulary, limit: int) -> list[int] | None:
+def find_closing(
+    matcher: LLMatcher, vocabulary: Vocabulary, limit: int, effort: Effort
+) -> list[int] | None:
     """A way to the end that is short enough, or None where none is found soon.
 
     How soon is a count, and not a time: the same request finds the same on every machine.
     """
     for width in _WIDTHS[:2]:
-        found = _search(matcher, vocabulary, limit, width, _Effort(_SOME_STATES))
+        found = _search(matcher, vocabulary, limit, width, effort)
         if found is not None:
             return found
     return None
@@ -152,7 +157,7 @@ def _search(
     vocabulary: Vocabulary,
     limit: int,
     width: int,
-    effort: _Effort,
+    effort: Effort,
     *,
     is_far: bool = False,
 ) -> list[int] | None:
@@ -228,13 +233,14 @@ class _State:
         self, vocabulary: Vocabulary, limit: int, *, sorts: int | None, is_far: bool
     ) -> Iterator[_State]:
         """The states one token further, or after what has no alternative."""
-        forced = self.matcher.compute_ff_tokens()
+        room = limit - len(self.tokens)
+        forced = self.matcher.compute_ff_tokens()[: room + 1]
         stop = next((i for i, each in enumerate(forced) if holds(vocabulary.stops, each)), None)
         if stop is not None:
             # Where a text may end in the middle of it, one token after the other is looked at.
             forced = forced[:stop]
         if forced and all(map(vocabulary.is_usable, forced)):
-            if len(self.tokens) + len(forced) <= limit:
+            if len(forced) <= room:
                 yield from self._made(vocabulary, self._after_all(forced), len(forced))
             return
         for token_id in _candidates(self.matcher, vocabulary, sorts=sorts, is_far=is_far):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from diffusiongpt.engine.closing import find_closing, keeps_closing
+from diffusiongpt.engine.closing import SOME_STATES, Effort, find_closing, keeps_closing
 from diffusiongpt.engine.languages import Language
 from diffusiongpt.engine.vocabulary import as_set, holds, members
 
@@ -77,13 +77,17 @@ class Guide:
             return 0
         if self._state is None:
             return self._follow_closing()
-        states = list(self._walk(self._state, tokens))
+        states, effort = list(self._walk(self._state, tokens)), Effort(SOME_STATES)
         for count in range(len(states), 0, -1):
             has_ended = holds(self._vocabulary.stops, tokens[count - 1])
-            closing = [] if has_ended else self._close(states[count - 1], tokens[:count])
+            closing = [] if has_ended else self._close(states[count - 1], tokens[:count], effort)
             if closing is not None:
                 self._move(states[count - 1], count, closing, has_ended)
                 return count
+        if self._must_close:
+            # The matcher does not even take what is known to lead to the end: it has given up.
+            self._state = None
+            return self._follow_closing()
         self._must_close = True
         return 0
 
@@ -135,7 +139,8 @@ class Guide:
             return self._next_of_closing()
         spare = self._length - self.position - len(self._closing)
         if spare < _SHORT and allowed.bit_count() <= _FEW:
-            fitting = (each for each in members(allowed) if self._fits(self._state, each))
+            effort = Effort(SOME_STATES)
+            fitting = (each for each in members(allowed) if self._fits(self._state, each, effort))
             return as_set(fitting) or self._next_of_closing()
         return allowed if spare else self._next_of_closing()
 
@@ -171,7 +176,7 @@ class Guide:
             if holds(self._vocabulary.stops, token_id):
                 return
 
-    def _fits(self, state: LLMatcher, token_id: int) -> bool:
+    def _fits(self, state: LLMatcher, token_id: int, effort: Effort) -> bool:
         """Whether a closing is left after a token at the frontier."""
         if holds(self._vocabulary.stops, token_id):
             return True
@@ -179,13 +184,15 @@ class Guide:
         if not ahead.consume_token(token_id):
             return False
         if len(self._closing) <= _SEARCHED:
-            return self._close(ahead, [token_id]) is not None
+            return self._close(ahead, [token_id], effort) is not None
         return self._leftover(ahead, [token_id]) is not None
 
-    def _close(self, state: LLMatcher, tokens: Sequence[int]) -> list[int] | None:
+    def _close(self, state: LLMatcher, tokens: Sequence[int], effort: Effort) -> list[int] | None:
         """A closing from a state that the tokens led to, if there is one with room for it."""
         found = self._leftover(state, tokens)
-        return find_closing(state, self._vocabulary, self._room(tokens)) if found is None else found
+        if found is not None:
+            return found
+        return find_closing(state, self._vocabulary, self._room(tokens), effort)
 
     def _leftover(self, state: LLMatcher, tokens: Sequence[int]) -> list[int] | None:
         """The same, if the known closing is of use."""

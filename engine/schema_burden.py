@@ -13,7 +13,7 @@ from diffusiongpt.engine.chains import heaviest_chain
 from diffusiongpt.engine.errors import InvalidRequest
 
 _MAX_LEVELS = 400  # of a schema, references followed
-_MAX_PROPERTIES = 5_000  # of an object
+_MAX_PROPERTIES = 3_000  # of an object
 _MAX_OPTIONAL = 1_500  # of an object; of several the root of the sum of their squares
 _MAX_VALUES, _MAX_LISTS = 20_000, 4_000  # in enum and const; lists and objects among them
 _MAX_MATCHES = 12  # expressions that one value must match; each doubles what is looked at

@@ -28,6 +28,7 @@ KEYS = {
     "bench_training.py": ("bundled", "share_of_best_product", "median"),
     "bench_load.py": ("first_frame_ms", "p95"),
     "bench_structured.py": ("share_valid",),
+    "bench_languages.py": ("slowest",),
     "bench_tiers.py": ("scaffold", "forwards_of_an_answer"),
     "bench_tools.py": ("valid",),
     "bench_page.py": ("canvases", "canvas_32", "cpu_ms", "all"),

@@ -125,6 +125,43 @@ def test_no_stop_token_ends_a_text_that_is_not_whole(tokenizer: Tokenizer, langu
         compiled(languages, "grammar", source)
 
 
+class GivenUp:
+    """A matcher that allows everything and takes nothing, as one does that ran into a limit."""
+
+    def deep_copy(self) -> GivenUp:
+        return self
+
+    def consume_token(self, token_id: int) -> bool:
+        return False
+
+    def try_consume_tokens(self, tokens: list[int]) -> int:
+        return 0
+
+    def compute_bitmask(self) -> bytes:
+        return b"\xff" * ((VOCAB_SIZE + 7) // 8)
+
+    def is_error(self) -> bool:
+        return False
+
+    def is_accepting(self) -> bool:
+        return False
+
+
+def test_when_the_matcher_gives_up_the_known_closing_is_written(
+    tokenizer: Tokenizer, languages: Languages
+):
+    language = compiled(languages, "grammar", 'start: "the " /[a-z]+/ " cat"')
+    guide = Guide(language, 20)
+    guide._state = GivenUp()  # type: ignore[assignment]
+    tokens: list[int] = []
+    for _ in range(2 * len(language.shortest) + 2):
+        if not guide.is_complete:
+            token_id = next(members(guide.allowed()))
+            tokens += [token_id] * guide.accept([token_id])
+    assert guide.is_complete
+    assert tokens == list(language.shortest)
+
+
 def test_a_token_that_leaves_no_room_is_not_committed(languages: Languages):
     source = json.dumps({"type": "array", "items": {"const": "a long constant text"}})
     language = compiled(languages, "json_schema", source)
