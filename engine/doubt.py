@@ -1,4 +1,5 @@
-"""Which positions of a draft are masked again: those that the model doubts, or as the seed has it.
+"""Which positions of a draft are masked again: those that the model doubts, or as the seed has it;
+and those that cannot stand in a language that the text must be of.
 
 A look at a draft leaves an eighth of it out at a time, every eighth position, and asks how likely
 its tokens are given all others: eight canvases in packed forwards, whatever the draft's length.
@@ -8,10 +9,13 @@ in any company.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from diffusiongpt.engine.draft import DraftPlan, OpenedDraft
+from diffusiongpt.engine.languages import Language
 from diffusiongpt.engine.model import LoadedModel
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 from diffusiongpt.engine.request import Request
@@ -19,6 +23,7 @@ from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.score import Corrupted, token_log_probs, within_budget
 
 NUM_LOOKS = 8
+_LEAST_WEIGHT = 1e-6  # what the model is least sure of is still better kept than not
 
 
 def open_draft(
@@ -35,12 +40,29 @@ def open_draft(
         positions = torch.arange(length)
         seed = torch.tensor(request.params.seed or 0)
         order = uniform(counter_keys(seed, Purpose.ORDER, positions)).argsort(stable=True)
+    kept = sorted(order[draft.num_masked :].tolist())
+    if (language := request.languages[0]) is not None:
+        kept = _standing(language, request.params.max_tokens, draft, kept, confidence.tolist())
     return OpenedDraft(
         token_ids=draft.token_ids,
-        masked=tuple(sorted(order[: draft.num_masked].tolist())),
+        masked=tuple(sorted({*range(length)} - {*kept})),
         confidence=tuple(confidence.tolist()),
         num_looks=num_looks,
     )
+
+
+def _standing(
+    language: Language,
+    length: int,
+    draft: DraftPlan,
+    kept: Sequence[int],
+    confidence: Sequence[float],
+) -> list[int]:
+    """Of positions that would be kept those whose tokens a text of the language has together, of
+    what the model is surest of as much as can be."""
+    assert language.automaton is not None
+    tokens = {each: (draft.token_ids[each], max(confidence[each], _LEAST_WEIGHT)) for each in kept}
+    return language.automaton.keep_most(tokens, length)
 
 
 @torch.inference_mode()

@@ -43,7 +43,8 @@ _ANY_OBJECT = '{"type": "object"}'
 _BOOLEAN_SCHEMAS = {"true": "{}", "false": '{"enum": []}'}
 # Where llguidance's words would mislead.
 _REASONS = {
-    "oneOf constraints": "oneOf needs cases that exclude each other by a type or a constant"
+    "panic: ": "it is too large",
+    "oneOf constraints": "oneOf needs cases that exclude each other by a type or a constant",
 }
 _REGEX_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
 _AT_THE_END = re.compile(r"(?<!\\)(?:\\\\)*\$$")

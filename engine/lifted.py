@@ -9,7 +9,7 @@ Legend: S states, E pairs of states with a token between them, C classes of toke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from diffusiongpt.engine.automaton import Automaton, TooLarge
 from diffusiongpt.engine.vocabulary import Vocabulary, holds, members
 
 States = NDArray[np.bool_]  # (S,)
+Weights = NDArray[np.float64]  # (S,) or (E,)
 _MAX_MAPS = 4_000_000  # entries of what tokens do to states
 _MAX_WORDS = 2_000_000  # of classes, 64 to a word, over pairs of states
 
@@ -128,6 +129,52 @@ class LiftedAutomaton:
                 return count
         return limit
 
+    def keep_most(self, tokens: Mapping[int, tuple[int, float]], length: int) -> list[int]:
+        """Of tokens at positions those that some text of `length` positions has together, so that
+        what is kept weighs as much as can be (Viterbi's algorithm).
+
+        Args:
+            tokens: by position a token and its weight, above 0; elsewhere any may stand.
+
+        Returns:
+            The positions that are kept, in order; none where no text has so many positions.
+        """
+        ways = _Ways(self._source, self._target)
+        given = [
+            tokens.get(position, (None, 0.0)) for position in range(max(tokens, default=-1) + 1)
+        ]
+        best = [np.where(self.first, 0.0, -np.inf)]
+        for token_id, weight in given:
+            best.append(ways.follow(best[-1], self._gain(token_id, weight)))
+        state = int(np.where(self._before_last(length - len(given)), best[-1], -np.inf).argmax())
+        if best[-1][state] == -np.inf:
+            return []
+        kept = []
+        for position in reversed(range(len(given))):
+            token_id, weight = given[position]
+            gained = self._gain(token_id, weight)
+            edge = ways.retrace(best[position], gained, state)
+            state = int(self._source[edge])
+            if gained[edge]:
+                kept.append(position)
+        return kept[::-1]
+
+    def _gain(self, token_id: int | None, weight: float) -> Weights:
+        """(E,) what a token adds to ways that go by it."""
+        if token_id is None:
+            return np.zeros(len(self._source))
+        return np.where(self._has(token_id), weight, 0.0)
+
+    def _before_last(self, count: int) -> States:
+        """The states from which some text ends so many positions further."""
+        states = self.last
+        for _ in range(count):
+            before = self.before(states, None)
+            if (before == states).all():
+                break
+            states = before
+        return states
+
     def _retrace(self, line: Sequence[States], after: States) -> list[int]:
         tokens: list[int] = []
         for before in reversed(line):
@@ -135,6 +182,29 @@ class LiftedAutomaton:
             tokens.insert(0, token_id)
             after = self.before(after, token_id) & before
         return tokens
+
+
+class _Ways:
+    """The best ways to states, over pairs of states with a token between them."""
+
+    def __init__(self, source: NDArray[np.int64], target: NDArray[np.int64]) -> None:
+        self._source, self._target = source, target
+        self._order = np.argsort(target, kind="stable")
+        self._begins = np.flatnonzero(np.diff(target[self._order], prepend=-1))
+
+    def follow(self, best: Weights, gained: Weights) -> Weights:
+        """(S,) the best ways one token further; `gained` (E,) is what a pair adds."""
+        reached = best[self._source] + gained
+        found = np.full_like(best, -np.inf)
+        ends = self._target[self._order[self._begins]]
+        found[ends] = np.maximum.reduceat(reached[self._order], self._begins)
+        return found
+
+    def retrace(self, best: Weights, gained: Weights, state: int) -> int:
+        """The pair by which the best way came to a state."""
+        pairs = np.flatnonzero(self._target == state)
+        reached = best[self._source[pairs]] + gained[pairs]
+        return int(pairs[reached.argmax()])
 
 
 def _classify(

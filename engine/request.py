@@ -215,8 +215,8 @@ def _why_in_order(language: Language) -> str:
 
 
 def _room_for(language: Language) -> str:
-    """What a length must be; an automaton knows its shortest text."""
-    found = " that was found" if language.is_in_order else ""
+    """What a length must be; of some languages the shortest text is not known, but found."""
+    found = "" if language.is_shortest_known else " that was found"
     return (
         f"at least {len(language.shortest)}, the length of the shortest text of this "
         f"{language.constraint.kind}{found}"
@@ -306,8 +306,11 @@ def _prepare(
     ]
     num_blocks = sum(each > 0 for each in masks)
     if draft is not None:
-        _check_draft(draft, params, policy, blocks)
+        _check_draft(draft, params, policy, blocks, is_constrained=constraint is not None)
         num_masked -= draft.num_kept
+        if constraint is not None:
+            # What cannot stand in the language is masked as well, which shows in its slot.
+            num_masked = max(num_masked, 1)
         # Where its masks will be is not known yet; they may be in as many blocks as there are.
         num_blocks = min(num_blocks, num_masked)
     steps = num_masked if params.steps is None else params.steps
@@ -346,7 +349,12 @@ def _check_most(params: GenerationParams, masks: Sequence[int]) -> None:
 
 
 def _check_draft(
-    draft: DraftPlan, params: GenerationParams, policy: Policy, blocks: BlockPlan
+    draft: DraftPlan,
+    params: GenerationParams,
+    policy: Policy,
+    blocks: BlockPlan,
+    *,
+    is_constrained: bool,
 ) -> None:
     if draft.num_kept and (policy.planned or policy.tosses):
         raise InvalidRequest(
@@ -354,7 +362,7 @@ def _check_draft(
             "but masks; take another policy, or strength 1",
             "policy",
         )
-    if draft.num_kept == params.max_tokens and not policy.revises:
+    if draft.num_kept == params.max_tokens and not policy.revises and not is_constrained:
         raise InvalidRequest(
             f"the canvas is full already: the draft's {draft.num_kept} tokens are all of "
             f"max_tokens={params.max_tokens}, and nothing of it may change; raise strength or "
@@ -440,9 +448,11 @@ def _check_constraint(
             f"revises nothing{_why_in_order(in_order)}",
             "policy",
         )
-    if params.draft is not None:
+    if params.draft is not None and in_order is not None:
         raise InvalidRequest(
-            f"a draft cannot come with a {kind}, whose text is written anew, got both",
+            f"this {kind} is written from left to right, token by token, where nothing of a draft "
+            "can stand ahead; take a regex, a choice or a schema that is filled in any order, got "
+            f"a draft{_why_in_order(in_order)}",
             "draft",
         )
     if params.stop:

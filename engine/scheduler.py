@@ -151,6 +151,8 @@ class Scheduler:
         ids = [draft.token_ids[each] for each in kept]
         confidence = [draft.confidence[each] for each in kept]
         self.table.place(running.slot, [origin + each for each in kept], ids, confidence)
+        if running.guide is not None and kept:
+            running.guide.accept_at(kept, ids, confidence)
         for position in kept:
             running.filled[position] = 1
         running.masked -= len(kept)
