@@ -18,8 +18,8 @@ from diffusiongpt.engine.characters import Ranges, encoded, intersection
 
 MAX_STATES = 2048
 _MAX_PARTS = 20_000  # of an automaton that is not yet deterministic
-_MAX_EFFORT = 2_000_000  # looks at parts and at pairs of states: about half a second
-_LOOKS_OF_A_PAIR = 64  # a pair of states takes as long as so many looks
+_MAX_EFFORT = 1_200_000  # looks at parts and at pairs of states: about a third of a second
+_LOOKS_OF_A_PAIR = 100  # a pair of states takes as long as so many looks
 # What a JSON string holds as it is, and the letters of what it does not.
 _PLAIN: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0x10FFFF))
 _ESCAPED = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", 0x22: '"', 0x5C: "\\"}

@@ -21,7 +21,7 @@ from diffusiongpt.engine.vocabulary import Vocabulary
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "hostile.py"
-LOOKS, FEWEST, STATES = 2_000_000, fewest.MAX_LOOKS, 10_000
+LOOKS, FEWEST, STATES = 1_200_000, fewest.MAX_LOOKS, 10_000
 # One step may go over a limit before it is noticed, by no more than this.
 SLACK = 50_000
 
@@ -43,21 +43,16 @@ WORST = [
     "regex: one letter",
     "regex: letters that may be missing",
     "regex: characters that may be missing",
-    "regex: so many characters",
     "regex: words",
-    "regex: a letter farther from the end",
     "regex: alternatives anywhere",
-    "regex: lengths that add up",
     "regex: a class of thousands",
     "regex: neither nor",
     "schema: any properties",
     "schema: objects in a list",
-    "schema: a long constant",
     "schema: a wide constant",
     "schema: formats",
     "schema: 3000 optional properties",
     "schema: 3000 properties",
-    "schema: 3000 items of a kind each",
     "schema: one of 1500",
     "schema: a chain of 1500 references",
     "schema: a chain of 1500 pairs",
@@ -71,7 +66,6 @@ WORST = [
     "grammar: terminals that must match",
     "grammar: ambiguity",
     "grammar: palindromes",
-    "grammar: letters",
     "choice: two huge texts",
     "choice: texts at random",
 ]
