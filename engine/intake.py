@@ -18,12 +18,8 @@ from diffusiongpt.engine.languages import Language, Languages
 from diffusiongpt.engine.lengths import limit_steps, with_lengths
 from diffusiongpt.engine.loader import LoadedModel
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.engine.request import (
-    Request,
-    prepare_infill,
-    prepare_request,
-    prepare_scaffold,
-)
+from diffusiongpt.engine.prepare import prepare_infill, prepare_request, prepare_scaffold
+from diffusiongpt.engine.request import Request
 from diffusiongpt.engine.scaffold import place_scaffold
 from diffusiongpt.engine.scheduler import Scheduler
 from diffusiongpt.engine.tokenizer import Tokenizer

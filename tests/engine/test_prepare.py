@@ -10,7 +10,7 @@ from diffusiongpt.engine.blocks import BlockPlan
 from diffusiongpt.engine.errors import ContextLengthExceeded, InvalidRequest
 from diffusiongpt.engine.info import ModelInfo
 from diffusiongpt.engine.params import GenerationParams
-from diffusiongpt.engine.request import prepare_request
+from diffusiongpt.engine.prepare import prepare_request
 from diffusiongpt.engine.resolve import ORIGINAL_EDITS, original_parameters
 from diffusiongpt.engine.scheduler import share_of_steps
 
