@@ -39,7 +39,7 @@ def main() -> None:
     result["any_order"] = measure(engine, asks, names)
     on_scaffolds = [ask.replace(scaffold=room) for ask in asks]
     result["scaffold"] = measure(engine, on_scaffolds, names)
-    with patch("diffusiongpt.engine.languages.automaton_of", side_effect=NotRegular):
+    with patch("diffusiongpt.engine.languages.parts_of", side_effect=NotRegular):
         engine = Engine.from_pretrained(
             options.model, num_slots=options.slots, device=options.device
         )

@@ -22,25 +22,25 @@ def inside(key: str) -> bytes:
     return spell(key)[1:-1].encode()
 
 
-def pattern_of(pattern: str) -> Fragment:
+def pattern_of(pattern: str, reader: type[Expression] = Expression) -> Fragment:
     """Texts in which a pattern is found."""
 
     def add(parts: Parts, start: int, end: int) -> None:
         parts.effort.spend(_LOOKS_OF_A_CHARACTER * len(pattern))
         try:
-            Expression(parts, in_json=True).add_search(pattern, start, end)
+            reader(parts, in_json=True).add_search(pattern, start, end)
         except NotRegular as error:
             raise NotRegular(f"the pattern {pattern!r:.40} is read in more than one way") from error
 
     return add
 
 
-def format_of(name: str) -> Fragment:
+def format_of(name: str, reader: type[Expression] = Expression) -> Fragment:
     """Texts of a format; raises NotRegular where it has no expression."""
     if name not in FORMATS:
         raise NotRegular(f"the format {name!r:.40} has no expression here")
     tree = parse(FORMATS[name])
-    return lambda parts, start, end: Expression(parts, in_json=True).add_sequence(tree, start, end)
+    return lambda parts, start, end: reader(parts, in_json=True).add_sequence(tree, start, end)
 
 
 def length_of(least: float, most: float | None) -> Fragment:

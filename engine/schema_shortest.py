@@ -1,10 +1,10 @@
 """The short texts of a JSON schema as parts of an automaton, whether it is regular or not.
 
 What makes a text longer is left out: properties that may be missing, items that need not be, a
-value within a value of the same definition, characters that a string need not have. Of what is
-left no text is longer than it must be, so that its shortest is the schema's, but for a token that
-a longer text may happen to spell. Texts that llguidance does not accept may be among them, so
-what is found is tried. Torch-free.
+value within a value of the same definition, characters that a string need not have, repeats in
+expressions. Of what is left no text is longer than it must be, so that its shortest is the
+schema's, but for a token that a longer text may happen to spell. Texts that llguidance does not
+accept may be among them, so what is found is tried. Torch-free.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diffusiongpt.engine.characters import Ranges
+from diffusiongpt.engine.expression import Expression
+from diffusiongpt.engine.json_strings import format_of, pattern_of
 from diffusiongpt.engine.schema import SchemaParts
 from diffusiongpt.engine.schema_words import types_of
 
@@ -39,10 +41,15 @@ class ShortestParts(SchemaParts):
         super()._add_values(sorted(values, key=_length)[:_FEW_VALUES], start, end)
 
     def _add_string(self, words: Mapping[str, Any], start: int, end: int) -> None:
-        if "pattern" in words or "format" in words:
+        asked = {"pattern", "format", "minLength", "maxLength"} & words.keys()
+        if len(asked) > 1 and not asked <= {"minLength", "maxLength"}:
             super()._add_string(words, start, end)
             return
         at = self._after(b'"', start)
+        for word, fragment_of in (("pattern", pattern_of), ("format", format_of)):
+            if word in asked:
+                at, before = self._parts.new(), at
+                fragment_of(words[word], _LeastRepeats)(self._parts, before, at)
         for _ in range(int(words.get("minLength", 0))):
             at, before = self._parts.new(), at
             self._parts.add_characters(_LETTERS, before, at)
@@ -61,6 +68,16 @@ class ShortestParts(SchemaParts):
         closed = {**words, "properties": needed, "additionalProperties": False}
         closed.pop("patternProperties", None)
         super()._add_object(closed, start, end)
+
+
+class _LeastRepeats(Expression):
+    """Reads expressions as if everything stood in them as rarely as it may."""
+
+    def add_any(self, start: int, end: int) -> None:
+        self._parts.silent[start].append(end)
+
+    def _add_repeat(self, least: int, most: Any, inner: Any, start: int, end: int) -> None:
+        super()._add_repeat(least, least, inner, start, end)
 
 
 def _length(value: Any) -> int:

@@ -116,6 +116,19 @@ NODE: dict[str, Any] = {
         ({"type": "object", "properties": PERSON, "required": ["name", "x"]}, '{"name":"","x":0}'),
         (
             {
+                "type": "object",
+                "properties": {
+                    "mail": {"type": "string", "format": "email"},
+                    "ip": {"type": "string", "format": "ipv4"},
+                    "code": {"type": "string", "pattern": "^[a-z]{2,9}-x?$"},
+                    "word": {"type": "string", "pattern": "b+", "minLength": 3},
+                },
+                "required": ["mail", "ip", "code", "word"],
+            },
+            '{"mail":"a@b","ip":"0.0.0.0","code":"aa-","word":"aab"}',
+        ),
+        (
+            {
                 "type": "array",
                 "items": {"type": "object", "properties": PERSON, "required": ["pet"]},
                 "minItems": 2,

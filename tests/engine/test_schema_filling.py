@@ -18,8 +18,10 @@ import diffusiongpt.engine
 from diffusiongpt.engine import Constraint, Engine, GenerationParams, Hole, Infill
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
 from diffusiongpt.engine.automaton import NotRegular
+from diffusiongpt.engine.closing import keeps_closing
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.frame import FinishReason
+from diffusiongpt.engine.languages import Languages
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.schema import automaton_of_schema
@@ -193,3 +195,20 @@ def test_schemas_that_llguidance_refuses_are_refused_in_any_order_too(engine: En
     ):
         with pytest.raises(InvalidRequest, match="this json_schema cannot be kept"):
             engine.compile(schema(nothing))
+
+
+def opened(schema: Any) -> Any:
+    """A schema whose objects may have any properties beside their own."""
+    if isinstance(schema, list):
+        return [opened(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    is_closed = schema.get("additionalProperties") is False
+    kept = {key: opened(each) for key, each in schema.items()}
+    return {k: v for k, v in kept.items() if not (is_closed and k == "additionalProperties")}
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEMAS) - {"exactly one of two"}))
+def test_no_schema_is_refused_because_its_objects_are_open(name: str):
+    language = Languages(bundled(), longest=256).compile(schema(opened(SCHEMAS[name])))
+    assert keeps_closing(language.matcher, language.shortest)
