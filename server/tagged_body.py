@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 
 from diffusiongpt.engine.tool_formats import ToolFormat
@@ -28,6 +27,8 @@ class TaggedBody:
         self.rest = ""
         self._form = form
         self._tags = form.tags
+        # What may follow an argument: another one, or the call's end.
+        self._marks = form.tags.key_opening, form.end or form.closing
         self._functions = functions
         self._is_certain = is_certain
         self._held = ""
@@ -36,8 +37,6 @@ class TaggedBody:
         self._schema: Schema = True
         self._is_string = False
         self._num_searched = 0  # characters of a value that hold no closing tag's beginning
-        closing = form.after_name.strip()
-        self._behind_name = re.compile(rf"\s*{re.escape(closing) if closing else '(?=<)'}")
 
     def feed(self, text: str) -> str:
         """More of the text; gives what it adds to the arguments."""
@@ -67,28 +66,33 @@ class TaggedBody:
         name = begun_name(self._held[len(opening) :], self._functions)
         if name is None:
             return self._break()
-        behind = self._behind_name.match(self._held, len(opening) + len(name))
-        if behind is None:
-            return None if not self._held[len(opening) + len(name) :].strip() else self._break()
+        behind = self._held[len(opening) + len(name) :].lstrip()
+        closing = self._form.after_name.strip()
+        if not behind.startswith(closing):
+            return None if closing.startswith(behind) else self._break()
+        # The name is one where a tag or the end comes after it.
+        behind = behind[len(closing) :].lstrip()
+        if not behind.startswith(self._marks):
+            return None if self._may_become_mark(behind) else self._break()
         self.name = name
-        self._held, self._step = self._held[behind.end() :], self._read_tag
+        self._held, self._step = behind, self._read_tag
         return ""
 
     def _read_tag(self) -> str | None:
         """Another argument, or the call's end."""
         self._held = self._held.lstrip()
-        end = self._form.end or self._form.closing
         if self._held.startswith(self._tags.key_opening):
             self._held = self._held[len(self._tags.key_opening) :]
             self._step = self._read_key
             return ""
-        if self._held.startswith(end):
+        if self._held.startswith(self._marks):
             self.rest = self._held.removeprefix(self._form.end)
             self.state = "done"
             return "}" if self._keys else "{}"
-        if not any(mark.startswith(self._held) for mark in (self._tags.key_opening, end)):
-            return self._break()
-        return None
+        return None if self._may_become_mark(self._held) else self._break()
+
+    def _may_become_mark(self, begun: str) -> bool:
+        return any(mark.startswith(begun) for mark in self._marks)
 
     def _read_key(self) -> str | None:
         key, found, rest = self._held.partition(self._tags.key_closing)

@@ -118,6 +118,14 @@ def test_any_chunking_gives_the_same_parts(data: st.DataObject, form: ToolFormat
     assert read(form, list("".join(pieces)), is_certain=is_certain) == whole
 
 
+def test_a_name_is_one_where_a_tag_comes_after_it():
+    """However it comes, and though the engine should not let the model write it."""
+    text = "<tool_call>weather<tool_call>"
+    for pieces in ([text], list(text)):
+        collected = read(GLM, pieces, is_certain=True)
+        assert (collected.content, collected.calls) == (text, [])
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), form=st.sampled_from(list(WRITTEN)))
 def test_what_is_no_call_stays_text(data: st.DataObject, form: ToolFormat):
