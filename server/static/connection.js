@@ -28,9 +28,9 @@ export class Connection {
     }
   }
 
-  // Say that the server is gone, and look for it until it is back.
+  // Say that the server is gone or takes no requests, and look for it until it is back.
   report(error) {
-    if (error instanceof Unreachable) this.#lose(error);
+    if (error instanceof Unreachable || error.status === 503) this.#lose(error);
   }
 
   #lose(error) {

@@ -99,6 +99,21 @@ def test_a_server_that_takes_no_requests_yet(make_stage, generator):
         expect(page.locator("#model strong")).to_have_text("scripted")
 
 
+def test_a_page_that_is_opened_while_the_model_is_loaded(make_stage, generator):
+    with serving(generator) as url:
+        stage = make_stage(url)
+        stage.expects_refusals = True
+        page = stage.page
+        expect(page.locator("#model strong")).to_be_visible()
+        refusal = {"error": {"message": "the model is being loaded", "type": "server_error"}}
+        page.route("**/v1/models", lambda route: route.fulfill(status=503, json=refusal), times=1)
+        page.reload()
+        expect(page.locator("#notice")).to_contain_text("(the model is being loaded)")
+        expect(page.locator("#model strong")).to_have_text("scripted")
+        stage.ask("hi")
+        stage.done()
+
+
 def test_a_stream_that_breaks_in_the_middle(stage):
     ask = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     whole = httpx.post(
