@@ -217,7 +217,7 @@ def sft(context: typer.Context) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def tokenizer(context: typer.Context) -> None:
-    """Train a byte-level BPE tokenizer: FILES --output_dir DIR."""
+    """Train a byte-level BPE tokenizer, or take another's: FILES | --source S --output_dir DIR."""
     run_training("tokenizer", context.args)
 
 

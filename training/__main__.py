@@ -1,6 +1,7 @@
 """`python -m diffusiongpt.training COMMAND ...`: the commands of the package.
 
 tokenizer  FILE...          --data_dir D --output_dir OUT [--vocab_size N]
+           --source FOLDER  another tokenizer with our special tokens, instead of FILE...
 train      CONFIG.yaml      --key value ...   (also `sft`: the stage is in the configuration)
            --dry-run        says what the run costs; --explain-batch[=STEP] shows one batch
 eval       FOLDER FILE...   --data_dir D [--draws N] [--max_rows N] [--block_length N]
@@ -66,14 +67,24 @@ def _run(command: str, arguments: list[str], train: Callable[[TrainingConfig], P
 
 
 def _tokenizer(arguments: list[str]) -> None:
+    from diffusiongpt.training.convert import adopt_tokenizer
     from diffusiongpt.training.run import make_tokenizer
 
     parser = _parser("tokenizer")
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("files", nargs="*")
+    parser.add_argument("--source")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--max_length", type=int, default=512)
     options = parser.parse_args(arguments)
+    if bool(options.files) == bool(options.source):
+        raise ConfigError(
+            "tokenizer takes either names of files to learn from or --source with another "
+            f"tokenizer, got the files {options.files} and the source {options.source!r}"
+        )
+    if options.source:
+        _say(f"wrote {adopt_tokenizer(options.source, options.output_dir)}")
+        return
     folder = make_tokenizer(
         options.files, options.data_dir, options.output_dir, options.vocab_size, options.max_length
     )

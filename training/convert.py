@@ -14,7 +14,14 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from diffusiongpt.training.backbones import load_backbone, output_embedding
 from diffusiongpt.training.config import ConfigError
-from diffusiongpt.training.tokenizer import CHAT_TEMPLATE, IM_END, MASK, PAD, SPECIAL_TOKENS
+from diffusiongpt.training.tokenizer import (
+    CHAT_TEMPLATE,
+    IM_END,
+    MASK,
+    PAD,
+    SPECIAL_TOKENS,
+    save_tokenizer,
+)
 
 
 def convert(source: str, folder: str | Path) -> Path:
@@ -32,6 +39,20 @@ def convert(source: str, folder: str | Path) -> Path:
     network.config.pad_token_id, network.config.eos_token_id = ids[PAD], ids[IM_END]
     network.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def adopt_tokenizer(source: str, folder: str | Path) -> Path:
+    """Write the tokenizer of a folder or hub id with our special tokens into `folder`.
+
+    For a network of our own that speaks another model's vocabulary, GPT-2's say.
+
+    Raises:
+        ConfigError: there is no tokenizer, or not a fast one.
+    """
+    tokenizer = load_any_tokenizer(source)
+    add_special_tokens(tokenizer)
+    save_tokenizer(tokenizer, folder)
     return Path(folder)
 
 

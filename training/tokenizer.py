@@ -71,7 +71,8 @@ def special_ids(tokenizer: Any) -> dict[str, int]:
         position = known.get(token)
         if position is None:
             raise ConfigError(
-                f"the tokenizer has no token {token!r}; `diffusiongpt convert` adds what is missing"
+                f"the tokenizer has no token {token!r}; `diffusiongpt convert` adds what is "
+                "missing to a model, `diffusiongpt tokenizer --source` to a tokenizer alone"
             )
         ids[token] = int(position)
     return ids

@@ -209,7 +209,7 @@ def test_adapters_resume_bit_for_bit(make_config, pretrained, tmp_path):
 def test_what_cannot_be_served_is_refused(make_config, pretrained, tmp_path):
     folder = pretrained("Qwen2ForCausalLM", converted=False)
     config = make_config(model={"init_from": str(folder)}, data={"tokenizer": str(folder)})
-    with pytest.raises(ConfigError, match="`diffusiongpt convert` adds what is missing"):
+    with pytest.raises(ConfigError, match="`diffusiongpt convert` adds what is missing to"):
         make_trainer(config)
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**raw, "architectures": ["GPT2LMHeadModel"]}))
