@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 OBJECTIVES = ("block", "masked", "causal")
 NOISES = ("exact_count", "bernoulli")
 SCHEDULES = ("linear", "cosine", "clipped")
+TIME_SAMPLINGS = ("stratified", "independent")
+LOSS_NORMS = ("token", "sequence", "batch")
+DECAY_SHAPES = ("sqrt", "cosine", "linear")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("bf16", "autocast", "float32")
 STAGES = ("pretrain", "sft")
@@ -113,8 +116,10 @@ class DiffusionConfig:
     block_length: int | tuple[int, ...] = 8
     noise: str = "exact_count"
     schedule: str = "linear"
+    time_sampling: str = "stratified"
     num_diffusion_steps: int | None = None
     time_loss_weighting: bool = True
+    loss_norm: str = "token"
     edit_stage_start: float | None = None
     corruption_prob: float = 0.1
     anneal_corruption: bool = True
@@ -126,6 +131,8 @@ class DiffusionConfig:
         _choice("diffusion.objective", self.objective, OBJECTIVES)
         _choice("diffusion.noise", self.noise, NOISES)
         _choice("diffusion.schedule", self.schedule, SCHEDULES)
+        _choice("diffusion.time_sampling", self.time_sampling, TIME_SAMPLINGS)
+        _choice("diffusion.loss_norm", self.loss_norm, LOSS_NORMS)
         _check_blocks(self.block_lengths, self.objective)
         _between("diffusion.corruption_prob", self.corruption_prob, 0.0, 1.0)
         _between("diffusion.edit_loss_weight", self.edit_loss_weight, 0.0, 1000.0)
@@ -191,6 +198,7 @@ class RunConfig:
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.02
     decay_fraction: float = 0.3
+    decay_shape: str = "sqrt"
     weight_decay: float = 0.05
     beta2: float = 0.95
     max_grad_norm: float = 1.0
@@ -215,6 +223,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _choice("run.optimizer", self.optimizer, OPTIMIZERS)
         _choice("run.precision", self.precision, PRECISIONS)
+        _choice("run.decay_shape", self.decay_shape, DECAY_SHAPES)
         for name in ("warmup_fraction", "decay_fraction", "ema_decay", "beta2"):
             _between(f"run.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "log_steps"):

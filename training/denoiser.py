@@ -122,17 +122,18 @@ class Denoiser(nn.Module):
         noisy: Tensor | None = None,
         targets: Tensor | None = None,
         visible: Tensor | None = None,
-        visible_weight: float = 1.0,
+        visible_weight: Tensor | float = 1.0,
         block_length: int | None = None,
     ) -> Tensor:
         """The loss summed over the batch, a scalar in float32. Tensors are (B, L).
 
         `block_length` is of this batch, 0 for the whole canvas. In the edit stage `noisy`,
         `targets` and `visible` are those of a `Corruption`, and the visible positions add their
-        own loss.
+        own loss, which weighs `visible_weight`, as each token of a next-token model does.
         """
+        of_visible = torch.as_tensor(visible_weight, device=tokens.device).expand_as(maskable)
         if self.objective == "causal":
-            return self._next_token_loss(tokens, segments, maskable)
+            return self._next_token_loss(tokens, segments, maskable, of_visible)
         hidden = self.hidden(tokens, segments, masked, noisy, block_length)  # (B, L, D)
         truth = tokens if targets is None else targets
         loss = weighted_loss(
@@ -145,7 +146,7 @@ class Denoiser(nn.Module):
         )
         if visible is None:
             return loss
-        return loss + visible_weight * self._edit_loss(hidden[visible], truth[visible])
+        return loss + self._edit_loss(hidden[visible], truth[visible], of_visible[visible])
 
     def nll(self, tokens: Tensor, segments: Tensor, masked: Tensor) -> Tensor:
         """NLL of each masked token, (M,) in row order."""
@@ -172,11 +173,10 @@ class Denoiser(nn.Module):
         """Logits (M, V) of hidden rows (M, D)."""
         return apply_head(self.network, hidden)
 
-    def _edit_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _edit_loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Cross entropy at visible positions, the only ones where `<|delete|>` may be said."""
-        ones = torch.ones((), device=hidden.device).expand(len(targets))
         return weighted_loss(
-            hidden, targets, ones, self.head, self.banned_visible, self.nll_of_logits
+            hidden, targets, weights, self.head, self.banned_visible, self.nll_of_logits
         )
 
     def hidden(
@@ -256,7 +256,9 @@ class Denoiser(nn.Module):
         dtype: torch.dtype = output_embedding(self.network).weight.dtype
         return dtype
 
-    def _next_token_loss(self, tokens: Tensor, segments: Tensor, maskable: Tensor) -> Tensor:
+    def _next_token_loss(
+        self, tokens: Tensor, segments: Tensor, maskable: Tensor, weights: Tensor
+    ) -> Tensor:
         masks = self.layer_masks(segments, 1, noisy=False)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         hidden = run_backbone(self.network, tokens, masks, positions)[:, :-1]
@@ -264,7 +266,7 @@ class Denoiser(nn.Module):
         return weighted_loss(
             hidden[known],
             tokens[:, 1:][known],
-            torch.ones((), device=tokens.device).expand(int(known.sum())),
+            weights[:, 1:][known],
             self.head,
             self.banned,
             self.nll_of_logits,

@@ -31,7 +31,7 @@ def explain_batch(
         masked, edit = bool(drawn["masked"][0, position]), bool(visible[0, position])
         weight = float(drawn["weights"][0, position])
         if edit:
-            weight = config.diffusion.edit_loss_weight
+            weight = float(torch.as_tensor(drawn["visible_weight"]).expand_as(visible)[0, position])
         role = "masked" if masked else "visible" if edit else "given"
         if not inputs["segments"][0, position]:
             role = "padding"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusiongpt.training.config import TrainingConfig
 from diffusiongpt.training.edits import corrupt_visible, corruption_at, draw_edits, windows_of
+from diffusiongpt.training.loss import LOSS_NORMS
 from diffusiongpt.training.noise import block_length_at, draw_corruption
 from diffusiongpt.training.tokenizer import DELETE, MASK, special_ids
 
@@ -53,6 +54,7 @@ def corruption_of(
     block_length = 0
     if diffusion.objective != "masked":
         block_length = block_length_at(step, diffusion.block_lengths, config.run.seed)
+    share = LOSS_NORMS[diffusion.loss_norm](maskable, inputs["segments"]).share
     masked, weights = draw_corruption(
         maskable,
         block_length or length,
@@ -62,6 +64,7 @@ def corruption_of(
         first_row,
         num_rows,
         schedule=diffusion.schedule,
+        time_sampling=diffusion.time_sampling,
         num_steps=diffusion.num_diffusion_steps,
         time_weighting=diffusion.time_loss_weighting,
     )
@@ -72,8 +75,9 @@ def corruption_of(
         diffusion.corruption_prob,
         diffusion.anneal_corruption,
     )
-    if probability is None:
-        return {"masked": masked, "weights": weights, "block_length": block_length}
+    if probability is None:  # what is visible is a target of the causal objective alone
+        drawn = {"masked": masked, "weights": weights * share}
+        return {**drawn, "visible_weight": share, "block_length": block_length}
     draws = draw_edits(config.run.seed, step, first_row, batch, num_rows, length)
     corruption = corrupt_visible(
         inputs["tokens"],
@@ -88,5 +92,9 @@ def corruption_of(
         ids.delete if diffusion.insertion_corruption else None,
         diffusion.deletion_corruption,
     )
-    extra = {"visible_weight": diffusion.edit_loss_weight, "block_length": block_length}
-    return {**corruption._asdict(), **extra}
+    return {
+        **corruption._asdict(),
+        "weights": corruption.weights * share,
+        "visible_weight": diffusion.edit_loss_weight * share,
+        "block_length": block_length,
+    }

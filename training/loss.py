@@ -1,8 +1,13 @@
-"""The bound: weighted cross entropy over masked positions only. Knows no model and no noise."""
+"""The bound: weighted cross entropy over masked positions only, and what it is divided by.
+
+Knows no model and no noise. B rows, L positions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +15,42 @@ from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
 Nll = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Norm(NamedTuple):
+    """How losses become one: each position's times its share, summed, divided by the divisor.
+
+    Attributes:
+        share: (B, L) float32, or one number for all. divisor: scalar, additive over batches.
+    """
+
+    share: Tensor | float
+    divisor: Tensor
+
+
+LossNorm = Callable[[Tensor, Tensor], Norm]
+
+
+def per_token(maskable: Tensor, segments: Tensor) -> Norm:
+    """Every maskable token counts alike, so that long texts count for more: the bound itself."""
+    return Norm(1.0, maskable.sum())
+
+
+def per_sequence(maskable: Tensor, segments: Tensor) -> Norm:
+    """Every segment (a text, an answer) counts alike, however long; its tokens share that."""
+    sizes = maskable.new_zeros(len(maskable), int(segments.max()) + 1, dtype=torch.float32)
+    sizes.scatter_add_(1, segments, maskable.float())
+    return Norm(maskable / sizes.gather(1, segments).clamp(min=1), (sizes > 0).sum())
+
+
+def per_batch(maskable: Tensor, segments: Tensor) -> Norm:
+    """The sum, divided by the rows: a step with more tokens to learn weighs more."""
+    return Norm(1.0, maskable.any(1).sum())
+
+
+LOSS_NORMS: Mapping[str, LossNorm] = MappingProxyType(
+    {"token": per_token, "sequence": per_sequence, "batch": per_batch}
+)
 
 
 def nll_of_logits(logits: Tensor, targets: Tensor, banned: Tensor) -> Tensor:
@@ -32,7 +73,7 @@ def weighted_loss(
     nll: Nll = nll_of_logits,
     chunk: int = 8192,
 ) -> Tensor:
-    """Sum over masked rows of weight times NLL; divide it by the number of maskable tokens.
+    """Sum over masked rows of weight times NLL; divide it by the divisor of a loss norm.
 
     Rows are taken `chunk` at a time and recomputed in the backward pass, so that the float32
     logits of the whole batch never exist; a batch of one chunk is not recomputed.

@@ -5,7 +5,8 @@ Pure functions of a generator that the caller passes in. B rows, L positions, K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ def stratified_times(count: int, generator: torch.Generator) -> Tensor:
     offset = torch.rand(count, generator=generator, dtype=torch.float64)
     times = (torch.randperm(count, generator=generator) + offset) / count
     return times.clamp(MIN_TIME, 1.0)
+
+
+def independent_times(count: int, generator: torch.Generator) -> Tensor:
+    """Times that know nothing of each other, uniform on (0, 1], clamped to 1e-3."""
+    return (1 - torch.rand(count, generator=generator, dtype=torch.float64)).clamp(min=MIN_TIME)
+
+
+TIME_SAMPLINGS: Mapping[str, Callable[[int, torch.Generator], Tensor]] = MappingProxyType(
+    {"stratified": stratified_times, "independent": independent_times}
+)
 
 
 def corrupt(
@@ -91,23 +102,24 @@ def draw_corruption(
     num_rows: int,
     *,
     schedule: str = "linear",
+    time_sampling: str = "stratified",
     num_steps: int | None = None,
     time_weighting: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Corrupt rows `first_row..first_row+B` of a global batch of `num_rows` rows.
 
     The draw is made for the whole global batch and cut, so that it is the same however the batch
-    is split between workers and accumulation steps, and t is stratified over all of it.
+    is split between workers and accumulation steps, and t can be stratified over all of it.
 
     Args:
-        schedule, num_steps: as in `noise_levels`.
+        schedule, num_steps: as in `noise_levels`. time_sampling: a name in TIME_SAMPLINGS.
         time_weighting: False weighs every masked position alike, so that the weights of a batch
             still add up to its maskable positions on average.
     """
     batch, length = maskable.shape
     blocks = length // block_length
     generator = keyed_generator(seed, step)
-    times = stratified_times(num_rows * blocks, generator).view(num_rows, blocks)
+    times = TIME_SAMPLINGS[time_sampling](num_rows * blocks, generator).view(num_rows, blocks)
     scores = torch.rand(num_rows, length, generator=generator)
     rows = slice(first_row, first_row + batch)
     device = maskable.device

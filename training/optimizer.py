@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,16 +15,26 @@ from torch.optim import AdamW, Muon, Optimizer
 from diffusiongpt.training.config import RunConfig
 from diffusiongpt.training.sharding import part_like, part_of, whole_of
 
+# The factor at a share x of the decay, from 1 down to 0.
+DECAY_SHAPES: Mapping[str, Callable[[float], float]] = MappingProxyType(
+    {
+        "sqrt": lambda x: 1 - math.sqrt(x),  # arXiv 2405.18392
+        "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+        "linear": lambda x: 1 - x,
+    }
+)
 
-def schedule_factor(progress: float, warmup: float, decay: float) -> float:
+
+def schedule_factor(progress: float, warmup: float, decay: float, shape: str = "sqrt") -> float:
     """Warm-up, stable, decay: the learning rate's factor at `progress` in 0..1.
 
-    (0.5, 0.1, 0.2) -> 1; the decay is 1 - sqrt (arXiv 2405.18392) down to zero.
+    (0.5, 0.1, 0.2) -> 1. A decay that begins where the warm-up ends leaves out what is stable: of
+    the shape `cosine` it is the usual cosine schedule.
     """
     if progress < warmup:
         return max(progress / warmup, 1e-3)
     if decay and progress > 1 - decay:
-        return float(max(1 - ((progress - (1 - decay)) / decay) ** 0.5, 0.0))
+        return max(DECAY_SHAPES[shape](min((progress - (1 - decay)) / decay, 1.0)), 0.0)
     return 1.0
 
 

@@ -26,6 +26,7 @@ from diffusiongpt.training.checkpoints import last_checkpoint
 from diffusiongpt.training.config import RunError, TrainingConfig
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.forward import EditTokens, corruption_of, edit_tokens_of
+from diffusiongpt.training.loss import LOSS_NORMS
 from diffusiongpt.training.optimizer import MasterWeights, build_optimizer, schedule_factor
 from diffusiongpt.training.sharding import load_weights, shard, whole_of, whole_weights
 
@@ -148,7 +149,8 @@ class DiffusionTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """This part's share of the bound in nats per maskable token of the global batch.
+        """This part's share of the loss of the global batch: with the norm `token` the bound in
+        nats per maskable token.
 
         Gradients are summed over accumulation steps and averaged over processes, hence the factor.
         Corruption is keyed by (seed, step, row).
@@ -157,21 +159,25 @@ class DiffusionTrainer(Trainer):
         loss: Tensor = model(**batch, **self._corruption(batch))
         self._check_finite("the loss", loss.detach(), inputs["row"].tolist())
         if num_items_in_batch is None:
-            return loss / batch["maskable"].sum().clamp(min=1)
+            return loss / self._divisor(batch).clamp(min=1)
         share: Tensor = loss / num_items_in_batch.clamp(min=1) * self.args.world_size
         return share
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Tensor]], device: torch.device
     ) -> Tensor:
-        """Maskable tokens of the global batch: of all accumulation steps and processes."""
+        """What the loss is divided by, of all accumulation steps and processes together."""
         self._rows = [row for batch in batch_samples for row in batch["row"].tolist()]
-        counts = [batch["maskable"].sum() for batch in batch_samples]
+        counts = [self._divisor(batch) for batch in batch_samples]
         total = torch.stack(counts).sum().to(device)
         if self.args.world_size > 1:
             gathered: Tensor = self.accelerator.gather(total)
             total = gathered.sum()
         return total
+
+    def _divisor(self, batch: dict[str, Tensor]) -> Tensor:
+        norm = LOSS_NORMS[self.config.diffusion.loss_norm]
+        return norm(batch["maskable"], batch["segments"]).divisor
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
@@ -263,7 +269,10 @@ class DiffusionTrainer(Trainer):
             self.lr_scheduler = LambdaLR(
                 self.create_optimizer() if optimizer is None else optimizer,
                 lambda step: schedule_factor(
-                    self.clock.progress(step), run.warmup_fraction, run.decay_fraction
+                    self.clock.progress(step),
+                    run.warmup_fraction,
+                    run.decay_fraction,
+                    run.decay_shape,
                 ),
             )
         return self.lr_scheduler

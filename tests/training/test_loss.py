@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from diffusiongpt.training.loss import nll_of_logits, weighted_loss
+from diffusiongpt.training.config_file import from_mapping
+from diffusiongpt.training.forward import EditTokens, corruption_of
+from diffusiongpt.training.loss import LOSS_NORMS, nll_of_logits, weighted_loss
 from diffusiongpt.training.noise import corrupt
 
 
@@ -23,6 +25,55 @@ def test_the_loss_of_a_model_that_knows_nothing_is_log_vocab_at_every_t(time, no
     expected_masks = 400 * 27 * time
     tolerance = 1e-5 if noise == "exact_count" else 4 / expected_masks**0.5
     assert float(loss / maskable.sum()) == pytest.approx(math.log(vocabulary - 2), rel=tolerance)
+
+
+@pytest.mark.parametrize("norm", sorted(LOSS_NORMS))
+def test_norms_are_those_of_a_plain_loop(norm):
+    generator = torch.Generator().manual_seed(0)
+    segments = torch.tensor([[1] * 3 + [2] * 8 + [0], [1] * 12, [1] * 2 + [2] * 10, [0] * 12])
+    maskable = (torch.rand(4, 12, generator=generator) < 0.7) & (segments > 0)
+    maskable[2, :2] = False  # a segment without a target
+    losses = torch.rand(4, 12, generator=generator).masked_fill(~maskable, 0.0)
+    texts = [
+        [float(losses[row, i]) for i in range(12) if maskable[row, i] and segments[row, i] == text]
+        for row in range(4)
+        for text in (1, 2)
+    ]
+    texts = [each for each in texts if each]
+    expected = {
+        "token": sum(map(sum, texts)) / sum(map(len, texts)),
+        "sequence": sum(sum(text) / len(text) for text in texts) / len(texts),
+        "batch": sum(map(sum, texts)) / 3,
+    }[norm]
+    share, divisor = LOSS_NORMS[norm](maskable, segments)
+    assert float((losses * share).sum() / divisor) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_a_sequence_of_a_batch_counts_alike_in_what_is_trained(edits):
+    """Where nothing is known each text has the same loss, whatever is masked, moved or inserted."""
+    diffusion = {"loss_norm": "sequence", "block_length": 4, "insertion_corruption": edits}
+    diffusion |= {"deletion_corruption": edits, "corruption_prob": 0.5}
+    if edits:
+        diffusion |= {"edit_stage_start": 0.0, "anneal_corruption": False}
+    config = from_mapping({"diffusion": diffusion, "data": {"max_seq_length": 32}})
+    segments = torch.tensor([[1] * 8 + [2] * 24] * 3)
+    inputs = {
+        "tokens": torch.randint(10, 60, segments.shape),
+        "segments": segments,
+        "maskable": torch.ones_like(segments, dtype=torch.bool),
+    }
+    ids = EditTokens(mask=1, delete=2, ordinary=torch.arange(10, 60))
+    drawn = corruption_of(inputs, config, ids, step=0, first_row=0, num_rows=3)
+    for text, size in ((1, 8), (2, 24)):
+        there = segments == text
+        if edits:
+            seen = drawn["visible"] & there
+            assert drawn["visible_weight"][seen].unique().tolist() == pytest.approx([1 / size])
+            added = drawn["masked"] & there
+            assert (drawn["weights"][added] * size >= 1 - 1e-6).all()
+        else:
+            assert float(drawn["weights"][there].sum()) == pytest.approx(3, rel=1e-6)
 
 
 def test_banned_ids_get_no_probability():

@@ -1,8 +1,10 @@
+import pytest
 import torch
 
 from diffusiongpt.training.noise import (
     corrupt,
     draw_corruption,
+    independent_times,
     keyed_generator,
     stratified_times,
 )
@@ -13,6 +15,30 @@ def test_each_stratum_gets_one_time():
     assert (times * 64).ceil().sort().values.tolist() == list(range(1, 65))
     assert times.min() >= 1e-3
     assert times.max() <= 1
+
+
+def test_independent_times_are_uniform_and_leave_strata_empty():
+    times = independent_times(6400, keyed_generator(0, 5))
+    assert times.min() >= 1e-3
+    assert times.max() <= 1
+    tenths = torch.histc(times.float(), 10, 0, 1) / 6400
+    assert (tenths - 0.1).abs().max() < 0.015
+    assert len((times * 6400).ceil().unique()) < 4300  # 1 - 1/e of them, if nothing is evened out
+
+
+def test_stratified_times_even_out_how_much_is_masked():
+    maskable = torch.ones(16, 32, dtype=torch.bool)
+    spread = {}
+    for sampling in ("stratified", "independent"):
+        shares = [
+            draw_corruption(maskable, 8, "exact_count", 7, step, 0, 16, time_sampling=sampling)[0]
+            .float()
+            .mean()
+            for step in range(200)
+        ]
+        assert float(torch.stack(shares).mean()) == pytest.approx(0.5625, abs=0.01)
+        spread[sampling] = float(torch.stack(shares).std())
+    assert spread["stratified"] < 0.2 * spread["independent"]
 
 
 def test_corruption_is_the_same_however_the_batch_is_split():

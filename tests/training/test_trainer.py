@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import transformers
 from transformers import TrainerCallback
 
 from diffusiongpt.training.config import ConfigError
@@ -121,6 +122,44 @@ def test_the_schedule_warms_up_stays_and_decays():
     assert all(a > b for a, b in pairwise(factors[15:]))
     assert factors[20] == 0
     assert [schedule_factor(progress, 0.1, 0.0) for progress in (0.5, 1.0, 1.01)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_a_decay_from_the_warm_up_on_is_the_usual_schedule(shape):
+    make = getattr(transformers, f"get_{shape}_schedule_with_warmup")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    usual = make(optimizer, num_warmup_steps=10, num_training_steps=100).lr_lambdas[0]
+    for step in range(1, 101):
+        ours = schedule_factor(step / 100, 0.1, 0.9, shape)
+        assert ours == pytest.approx(usual(step), abs=1e-9)
+    assert schedule_factor(1.01, 0.1, 0.9, shape) == 0
+
+
+@pytest.mark.parametrize("objective", ["block", "masked", "causal"])
+@pytest.mark.parametrize("norm", ["token", "sequence", "batch"])
+def test_parts_of_a_batch_add_up_to_its_loss_under_every_norm(make_config, norm, objective):
+    edits = {} if objective == "causal" else EDITS
+    config = make_config(
+        diffusion={**edits, "objective": objective, "loss_norm": norm},
+        run={"batch_size": 2, "gradient_accumulation_steps": 2, "precision": "float32"},
+    )
+    trainer = make_trainer(config)
+    rows = [trainer.train_dataset[index] for index in range(4)]
+    parts = [
+        {key: torch.stack([row[key] for row in rows[part]]) for key in rows[0]}
+        for part in (slice(2), slice(2, 4))
+    ]
+    divisor = trainer._get_num_items_in_batch(parts, torch.device("cpu"))
+    losses = [trainer.compute_loss(trainer.model, each, divisor).detach() for each in parts]
+    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    alone = make_trainer(
+        make_config(
+            diffusion={**edits, "objective": objective, "loss_norm": norm},
+            run={"batch_size": 4, "precision": "float32"},
+        )
+    )
+    expected = alone.compute_loss(alone.model, whole).detach()
+    assert float(sum(losses)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_clock_takes_whichever_is_further():
