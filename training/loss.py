@@ -38,7 +38,8 @@ def per_token(maskable: Tensor, segments: Tensor) -> Norm:
 
 def per_sequence(maskable: Tensor, segments: Tensor) -> Norm:
     """Every segment (a text, an answer) counts alike, however long; its tokens share that."""
-    sizes = maskable.new_zeros(len(maskable), int(segments.max()) + 1, dtype=torch.float32)
+    rows, length = maskable.shape  # no row has more segments than positions
+    sizes = torch.zeros(rows, length + 1, device=maskable.device)
     sizes.scatter_add_(1, segments, maskable.float())
     return Norm(maskable / sizes.gather(1, segments).clamp(min=1), (sizes > 0).sum())
 
