@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_languages import LENGTH, PAD, STOP, canvases, toy_vocabulary
 
-import diffusiongpt.engine
 from diffusiongpt.engine import Constraint, Engine, EngineConfig, GenerationParams, Hole, Infill
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
 from diffusiongpt.engine.automaton import TooLarge
@@ -31,6 +29,7 @@ from diffusiongpt.engine.vocabulary import Vocabulary, as_set, members
 
 from tiny_models import write_modernbert
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+from toy_languages import LENGTH, PAD, STOP, canvases, toy_vocabulary
 from toy_models import ToyModel
 
 DATE = Constraint(kind="regex", source=r"\d{4}-\d{2}-\d{2}")
@@ -82,31 +81,11 @@ def test_what_is_forced_is_taken_anywhere_and_ends_are_known():
     assert not guide.is_complete
 
 
-@pytest.fixture(scope="module")
-def bundled() -> Vocabulary:
-    folder = Path(diffusiongpt.engine.__file__).parent / "bundled"
-    config = json.loads((folder / "config.json").read_text())
-    section = config["diffusion"]
-    tokenizer = load_tokenizer(
-        folder,
-        vocab_size=config["vocab_size"],
-        mask_token_id=section["mask_token_id"],
-        stop_token_ids=section["stop_token_ids"],
-    )
-    assert tokenizer is not None
-    return Vocabulary(
-        tokenizer,
-        size=config["vocab_size"],
-        stop_ids=section["stop_token_ids"],
-        banned_ids=[section["mask_token_id"]],
-    )
-
-
 @pytest.mark.parametrize(
     "regex", [DATE.source, r"[A-Z]\w{0,3}( \S{1,4})*[.!?]", r"(red|green)(, (blue|red)){0,2}"]
 )
-def test_a_real_vocabulary_gives_words_in_any_order(bundled: Vocabulary, regex: str):
-    automaton = LiftedAutomaton(automaton_of_regex(regex), bundled)
+def test_a_real_vocabulary_gives_words_in_any_order(bundled_vocabulary: Vocabulary, regex: str):
+    automaton = LiftedAutomaton(automaton_of_regex(regex), bundled_vocabulary)
     for seed in range(25):
         chance = random.Random(seed)
         shortest = automaton.shortest(40)
@@ -117,7 +96,7 @@ def test_a_real_vocabulary_gives_words_in_any_order(bundled: Vocabulary, regex: 
         for position in chance.sample(range(length), length):
             tokens[position] = chance.choice(list(members(stretch.allowed(position))))
             assert stretch.accept(position, tokens[position])
-        assert re.fullmatch(regex, bundled.spell(tokens).decode())
+        assert re.fullmatch(regex, bundled_vocabulary.spell(tokens).decode())
 
 
 @pytest.fixture(scope="module")

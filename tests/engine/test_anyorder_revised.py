@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_languages import LENGTH, canvases, toy_vocabulary
 
 from diffusiongpt.engine import Constraint, Engine, EngineConfig, GenerationParams, Hole, Infill
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
@@ -31,6 +30,7 @@ from diffusiongpt.engine.vocabulary import as_set, members
 
 from tiny_models import write_modernbert
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+from toy_languages import LENGTH, canvases, toy_vocabulary
 from toy_models import HashModel
 
 DATE = Constraint(kind="regex", source=r"\d{4}-\d{2}-\d{2}")

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from recordings import DEVICES, AsksNothing, StrictRecorder, answer_all, attend_by_loop
 
 from diffusiongpt.engine import captured as captured_module
 from diffusiongpt.engine.attention_plan import AttentionPlan
@@ -18,6 +17,7 @@ from diffusiongpt.engine.loader import load_model
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.segments import MaskedSegments, VarlenSegments
 
+from recordings import DEVICES, AsksNothing, StrictRecorder, answer_all, attend_by_loop
 from tiny_models import write_modernbert, write_qwen3
 
 # Several buckets, one canvas and many, a full bucket, and the first mix again at the end.

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from recordings import DEVICES, StrictRecorder, answer_all, attend_by_loop
 
 from diffusiongpt.engine import kernels
 from diffusiongpt.engine.attention_plan import AttentionPlan
@@ -21,6 +20,7 @@ from diffusiongpt.engine.loader import load_model
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.pool import KeyPool
 
+from recordings import DEVICES, StrictRecorder, answer_all, attend_by_loop
 from tiny_models import CONTEXT_LENGTH, write_modernbert, write_qwen3
 
 BLOCK_LENGTH = 8

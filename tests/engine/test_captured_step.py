@@ -7,8 +7,6 @@ import random
 
 import pytest
 import torch
-from mixes import frames_of, params_of, unnamed
-from recordings import DEVICES, TapeRecorder
 from torch import Tensor
 
 from diffusiongpt.engine import captured_step
@@ -19,6 +17,8 @@ from diffusiongpt.engine.layout import lay_out
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 
+from mixes import frames_of, params_of, unnamed
+from recordings import DEVICES, TapeRecorder
 from tiny_models import edit_config, write_modernbert, write_qwen3
 
 SETTINGS = {"dtype": "float32", "num_slots": 6, "token_budget": 256}

@@ -14,20 +14,7 @@ from diffusiongpt.engine.closing import find_shortest, keeps_closing
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.languages import Language, Languages
-from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary
-
-from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
-    folder = write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    tokenizer = load_tokenizer(
-        folder, vocab_size=VOCAB_SIZE, mask_token_id=MASK, stop_token_ids=[IM_END]
-    )
-    assert tokenizer is not None
-    return Vocabulary(tokenizer, size=VOCAB_SIZE, stop_ids=[IM_END], banned_ids=[MASK, DELETE])
 
 
 @pytest.fixture(scope="module")

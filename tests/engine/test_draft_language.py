@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from toy_languages import BANNED, LENGTH, canvases, toy_vocabulary
 
 from diffusiongpt.engine import Constraint, Draft, Engine, GenerationParams
 from diffusiongpt.engine.errors import InvalidRequest
@@ -23,6 +22,7 @@ from diffusiongpt.engine.replay import Replay
 
 from tiny_models import write_modernbert
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+from toy_languages import BANNED, LENGTH, canvases, toy_vocabulary
 
 DATE = Constraint(kind="regex", source=r"\d{4}-\d{2}-\d{2}")
 PERSON = Constraint(

@@ -16,10 +16,9 @@ from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.guide import Guide
 from diffusiongpt.engine.languages import Language, Languages
 from diffusiongpt.engine.tokenizer import Tokenizer
-from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary, as_set, holds, members
 
-from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
+from tiny_tokenizer import IM_END, VOCAB_SIZE
 
 SCHEMAS = json.loads(
     (Path(__file__).parents[2] / "benchmarks" / "schemas.json").read_text(encoding="utf-8")
@@ -37,20 +36,7 @@ SOME_SCHEMAS = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    loaded = load_tokenizer(
-        folder, vocab_size=VOCAB_SIZE, mask_token_id=MASK, stop_token_ids=[IM_END]
-    )
-    assert loaded is not None
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def languages(tokenizer: Tokenizer) -> Languages:
-    vocabulary = Vocabulary(
-        tokenizer, size=VOCAB_SIZE, stop_ids=[IM_END], banned_ids=[MASK, DELETE]
-    )
+def languages(vocabulary: Vocabulary) -> Languages:
     return Languages(vocabulary, longest=1024)
 
 

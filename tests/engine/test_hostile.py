@@ -15,10 +15,7 @@ from diffusiongpt.engine import automaton, closing, fewest
 from diffusiongpt.engine.constraint import Constraint
 from diffusiongpt.engine.errors import InvalidRequest
 from diffusiongpt.engine.languages import Languages
-from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary
-
-from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "hostile.py"
 LOOKS, FEWEST, STATES = 1_200_000, fewest.MAX_LOOKS, 10_000
@@ -69,16 +66,6 @@ WORST = [
     "choice: two huge texts",
     "choice: texts at random",
 ]
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
-    folder = write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    tokenizer = load_tokenizer(
-        folder, vocab_size=VOCAB_SIZE, mask_token_id=MASK, stop_token_ids=[IM_END]
-    )
-    assert tokenizer is not None
-    return Vocabulary(tokenizer, size=VOCAB_SIZE, stop_ids=[IM_END], banned_ids=[MASK, DELETE])
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from recordings import attend_by_loop
 
 from diffusiongpt.engine import kernels
 from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.loader import load_model
 from diffusiongpt.engine.params import GenerationParams
 
+from recordings import attend_by_loop
 from tiny_models import write_modernbert, write_qwen3
 
 WRITERS = {"modernbert": write_modernbert, "qwen3": write_qwen3}

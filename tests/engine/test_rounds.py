@@ -11,8 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixes import asks, frames_of, params_of, unnamed
-from recordings import AsksNothing, CopiesNothing
 from torch import Tensor
 from torch._C import DisableTorchFunction
 from torch.utils._python_dispatch import _disable_current_modes
@@ -28,6 +26,8 @@ from diffusiongpt.engine.params import EditParams, GenerationParams
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.step import denoise
 
+from mixes import asks, frames_of, params_of, unnamed
+from recordings import AsksNothing, CopiesNothing
 from tiny_models import write_modernbert
 from tiny_tokenizer import IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
 from toy_models import HashModel, toy_engine

@@ -14,7 +14,6 @@ from typing import Any, cast
 import pytest
 from jsonschema import Draft202012Validator
 
-import diffusiongpt.engine
 from diffusiongpt.engine import Constraint, Engine, GenerationParams, Hole, Infill
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
 from diffusiongpt.engine.automaton import NotRegular
@@ -26,7 +25,6 @@ from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.schema import automaton_of_schema
 from diffusiongpt.engine.tokenizer import Tokenizer
-from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary, as_set, members
 
 from tiny_models import write_modernbert
@@ -116,28 +114,16 @@ def test_what_is_allowed_is_what_some_whole_text_has(value: Any):
         assert tuple(filled[each] for each in range(LENGTH)) in words
 
 
-@cache
-def bundled() -> Vocabulary:
-    folder = Path(diffusiongpt.engine.__file__).parent / "bundled"
-    config = json.loads((folder / "config.json").read_text())
-    section = config["diffusion"]
-    special = {name: section[name] for name in ("mask_token_id", "stop_token_ids")}
-    tokenizer = load_tokenizer(folder, vocab_size=config["vocab_size"], **special)
-    assert tokenizer is not None
-    stop_ids, banned_ids = section["stop_token_ids"], [section["mask_token_id"]]
-    return Vocabulary(
-        tokenizer, size=config["vocab_size"], stop_ids=stop_ids, banned_ids=banned_ids
-    )
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_fifty_schemas_are_satisfied_whatever_is_drawn_and_where(name: str):
+def test_fifty_schemas_are_satisfied_whatever_is_drawn_and_where(
+    bundled_vocabulary: Vocabulary, name: str
+):
     source = json.dumps(SCHEMAS[name])
     if name in LEFT_TO_RIGHT:
         with pytest.raises(NotRegular):
             automaton_of_schema(source)
         return
-    automaton = LiftedAutomaton(automaton_of_schema(source), bundled())
+    automaton = LiftedAutomaton(automaton_of_schema(source), bundled_vocabulary)
     shortest = automaton.shortest(200)
     assert shortest is not None
     chance, validator = random.Random(name), Draft202012Validator(SCHEMAS[name])
@@ -147,7 +133,7 @@ def test_fifty_schemas_are_satisfied_whatever_is_drawn_and_where(name: str):
         for position in chance.sample(range(length), length):
             tokens[position] = chance.choice(list(members(stretch.allowed(position))))
             assert stretch.accept(position, tokens[position])
-        text = bundled().spell(tokens).decode()
+        text = bundled_vocabulary.spell(tokens).decode()
         assert validator.is_valid(json.loads(text)), text
 
 
@@ -209,6 +195,8 @@ def opened(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(set(SCHEMAS) - {"exactly one of two"}))
-def test_no_schema_is_refused_because_its_objects_are_open(name: str):
-    language = Languages(bundled(), longest=256).compile(schema(opened(SCHEMAS[name])))
+def test_no_schema_is_refused_because_its_objects_are_open(
+    bundled_vocabulary: Vocabulary, name: str
+):
+    language = Languages(bundled_vocabulary, longest=256).compile(schema(opened(SCHEMAS[name])))
     assert keeps_closing(language.matcher, language.shortest)

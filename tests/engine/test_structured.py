@@ -18,7 +18,6 @@ from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.policies import PRESETS
 from diffusiongpt.engine.replay import Replay
 from diffusiongpt.engine.tokenizer import Tokenizer
-from diffusiongpt.engine.tokenizer_files import load_tokenizer
 
 from tiny_models import write_modernbert
 from tiny_tokenizer import DELETE, IM_END, MASK, VOCAB_SIZE, write_tiny_tokenizer
@@ -225,16 +224,6 @@ class FixedModel(ToyModel):
 
     def denoise(self, ids: Tensor) -> Tensor:
         return self._logits[: len(ids)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    loaded = load_tokenizer(
-        folder, vocab_size=VOCAB_SIZE, mask_token_id=MASK, stop_token_ids=[IM_END]
-    )
-    assert loaded is not None
-    return loaded
 
 
 def law_of(words: list[bytes], logits: Tensor, tokenizer: Tokenizer) -> dict[bytes, float]:
