@@ -70,14 +70,11 @@ def measure_shares(
         is_top = tl.arange(0, COLUMNS)[None, :] == place[:, None]
         tile_second = tl.max(tl.where(is_top, _LOWEST, z), 1)
         held_logit += tl.sum(tl.where(column[None, :] == held_id[:, None], z, 0.0), 1)
-        second = tl.maximum(tl.minimum(top, tile_top), tl.maximum(second, tile_second))
         top_id = tl.where(tile_top > top, start + place, top_id)
-        largest = tl.maximum(top, tile_top)
-        total, moment = _relative_to(largest, top, total, moment)
-        away = z - largest[:, None]
-        total += tl.sum(tl.exp(away), 1)
-        moment += tl.sum(away * tl.exp(away), 1)
-        top = largest
+        # A token is its own top, and counts 1.
+        top, second, total, moment = _fold_measures(
+            top, second, total, moment, tile_top, tile_second, z, 1.0, 0.0
+        )
     size = tl.num_programs(1) * num_rows
     cell = tl.program_id(1) * num_rows + row
     tl.store(sums + cell, top, mask=row < num_rows)
@@ -122,14 +119,10 @@ def join_measures(
         is_top = tl.arange(0, SHARES)[None, :] == place[:, None]
         some_id = tl.sum(tl.where(is_top, tl.load(ids + cell, mask=is_one, other=0), 0), 1)
         some_second = tl.max(tl.where(is_top, seconds, tops), 1)
-        second = tl.maximum(tl.minimum(top, some_top), tl.maximum(second, some_second))
         top_id = tl.where(some_top > top, some_id, top_id)
-        largest = tl.maximum(top, some_top)
-        total, moment = _relative_to(largest, top, total, moment)
-        totals, moments = _relative_to(largest[:, None], tops, totals, moments)
-        total += tl.sum(totals, 1)
-        moment += tl.sum(moments, 1)
-        top = largest
+        top, second, total, moment = _fold_measures(
+            top, second, total, moment, some_top, some_second, tops, totals, moments
+        )
     # The top itself counts 1; only rows that are not there have less.
     total = tl.maximum(total, 1.0)
     log_total = tl.log(total)
@@ -181,12 +174,10 @@ def draw_shares(
         tile_best, place = tl.max(noisy, 1, return_indices=True)
         is_best = tl.arange(0, COLUMNS)[None, :] == place[:, None]
         tile_logit = tl.sum(tl.where(is_best, z, 0.0), 1)
-        best_logit = tl.where(tile_best > best, tile_logit, best_logit)
-        best_id = tl.where(tile_best > best, start + place, best_id)
-        best = tl.maximum(best, tile_best)
-        largest = tl.maximum(top, tl.max(z, 1))
-        total = total * tl.exp(top - largest) + tl.sum(tl.exp(z - largest[:, None]), 1)
-        top = largest
+        best, best_logit, best_id = _better_of(
+            best, best_logit, best_id, tile_best, tile_logit, start + place
+        )
+        top, total = _fold_total(top, total, z, 1.0)
     size = tl.num_programs(1) * num_rows
     cell = tl.program_id(1) * num_rows + row
     tl.store(sums + cell, best, mask=row < num_rows)
@@ -228,13 +219,10 @@ def join_draws(
         is_best = tl.arange(0, SHARES)[None, :] == place[:, None]
         some_id = tl.sum(tl.where(is_best, tl.load(ids + cell, mask=is_one, other=0), 0), 1)
         some_logit = tl.sum(tl.where(is_best, logits, 0.0), 1)
-        best_logit = tl.where(some_best > best, some_logit, best_logit)
-        best_id = tl.where(some_best > best, some_id, best_id)
-        best = tl.maximum(best, some_best)
-        largest = tl.maximum(top, tl.max(tops, 1))
-        more = tl.sum(totals * tl.exp(tops - largest[:, None]), 1)
-        total = total * tl.exp(top - largest) + more
-        top = largest
+        best, best_logit, best_id = _better_of(
+            best, best_logit, best_id, some_best, some_logit, some_id
+        )
+        top, total = _fold_total(top, total, tops, totals)
     tl.store(token_ids + row, tl.minimum(best_id, VOCABULARY - 1).to(tl.int64), mask=row < num_rows)
     tl.store(
         log_probs + row, best_logit - top - tl.log(tl.maximum(total, 1.0)), mask=row < num_rows
@@ -294,6 +282,35 @@ def _without_banned(
         deletes = tl.load(may_delete + row, mask=row < num_rows, other=0) != 0
         is_banned = is_banned & ~(deletes[:, None] & (column == DELETE_ID)[None, :])
     return tl.where(is_banned, _BANNED, z)
+
+
+@triton.jit
+def _fold_measures(top, second, total, moment, some_top, some_second, tops, totals, moments):
+    """What is kept of rows (R,), with that of more columns (R, N), the tokens of a tile or shares:
+    the two largest logits of all of them, and the sums of each, relative to the top of each."""
+    second = tl.maximum(tl.minimum(top, some_top), tl.maximum(second, some_second))
+    largest = tl.maximum(top, some_top)
+    total, moment = _relative_to(largest, top, total, moment)
+    totals, moments = _relative_to(largest[:, None], tops, totals, moments)
+    return largest, second, total + tl.sum(totals, 1), moment + tl.sum(moments, 1)
+
+
+@triton.jit
+def _fold_total(top, total, tops, totals):
+    """The top and the sum that are kept of rows (R,), with those of more columns (R, N)."""
+    largest = tl.maximum(top, tl.max(tops, 1))
+    more = tl.sum(totals * tl.exp(tops - largest[:, None]), 1)
+    return largest, total * tl.exp(top - largest) + more
+
+
+@triton.jit
+def _better_of(best, best_logit, best_id, some_best, some_logit, some_id):
+    """The better one of two noised logits, with its logit and its token; the first one of two
+    equal ones."""
+    is_better = some_best > best
+    best_logit = tl.where(is_better, some_logit, best_logit)
+    best_id = tl.where(is_better, some_id, best_id)
+    return tl.maximum(best, some_best), best_logit, best_id
 
 
 @triton.jit
