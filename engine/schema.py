@@ -11,7 +11,6 @@ exclude each other, that a `format` is known) it has checked before.
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,19 +23,11 @@ from diffusiongpt.engine.automaton import (
     combine,
     determine,
 )
-from diffusiongpt.engine.json_strings import Fragment, format_of, inside, length_of, pattern_of
-from diffusiongpt.engine.json_values import (
-    Bounds,
-    add_integer,
-    add_multiples,
-    add_number,
-    as_decimal,
-    spell,
-)
+from diffusiongpt.engine.json_parts import JsonParts
+from diffusiongpt.engine.json_strings import inside, length_of, pattern_of
 from diffusiongpt.engine.schema_words import resolve, types_of, values_of, words_of
 
-# What these take, in looks at parts.
-_LOOKS_OF_A_SCHEMA, _LOOKS_OF_AN_AUTOMATON = 50, 5000
+_LOOKS_OF_A_SCHEMA = 50  # at parts, that it takes
 
 
 def parts_of_schema(source: str, adds: type[SchemaParts] | None = None) -> Assembled:
@@ -45,7 +36,7 @@ def parts_of_schema(source: str, adds: type[SchemaParts] | None = None) -> Assem
     Args:
         adds: what makes them, where it is not all texts of the schema that are wanted.
     """
-    parts = Parts()
+    parts = JsonParts()
     start, end = parts.new(), parts.new()
     root = json.loads(source)
     try:
@@ -67,7 +58,7 @@ class SchemaParts:
         root: the schema in which references are looked up.
     """
 
-    def __init__(self, root: Any, parts: Parts) -> None:
+    def __init__(self, root: Any, parts: JsonParts) -> None:
         self._root, self._parts = root, parts
         self._open: list[str] = []  # references that are being followed
 
@@ -113,7 +104,7 @@ class SchemaParts:
     def _add_values(self, values: Sequence[Any], start: int, end: int) -> None:
         """The constants that a schema lists."""
         for value in values:
-            self.add_value(value, start, end)
+            self._parts.add_value(value, start, end)
 
     def _add_type(self, name: str, words: Mapping[str, Any], start: int, end: int) -> None:
         match name:
@@ -129,89 +120,10 @@ class SchemaParts:
             case "object":
                 self._add_object(words, start, end)
             case _:
-                self._add_number(words, start, end, is_integer=name == "integer")
-
-    def add_value(self, value: Any, start: int, end: int) -> None:
-        """A constant, with a space or none after each comma and colon."""
-        if isinstance(value, list):
-            start = self._after(b"[", start)
-            for index, each in enumerate(value):
-                start = self._after_comma(start) if index else start
-                start, before = self._parts.new(), start
-                self.add_value(each, before, start)
-            self._parts.add_text(b"]", start, end)
-        elif isinstance(value, dict):
-            start = self._after(b"{", start)
-            for index, (key, each) in enumerate(value.items()):
-                start = self._after_comma(start) if index else start
-                start, before = self._parts.new(), self._after_key(key, start)
-                self.add_value(each, before, start)
-            self._parts.add_text(b"}", start, end)
-        else:
-            self._parts.add_text(spell(value).encode(), start, end)
-
-    def _after(self, text: bytes, start: int) -> int:
-        end = self._parts.new()
-        self._parts.add_text(text, start, end)
-        return end
-
-    def _after_comma(self, start: int) -> int:
-        return self._after_space(self._after(b",", start))
-
-    def _after_key(self, key: str, start: int) -> int:
-        return self._after_space(self._after(f"{spell(key)}:".encode(), start))
-
-    def _after_space(self, start: int) -> int:
-        """After a space or none."""
-        end = self._after(b" ", start)
-        self._parts.silent[start].append(end)
-        return end
-
-    def _add_number(
-        self, words: Mapping[str, Any], start: int, end: int, *, is_integer: bool
-    ) -> None:
-        bounds = _bounds_of(words)
-        modulus = words.get("multipleOf")
-        if modulus is None:
-            add = add_integer if is_integer else add_number
-            add(self._parts, bounds, start, end)
-            return
-        if as_decimal(modulus) != int(modulus) or modulus < 1:
-            raise NotRegular("multipleOf is no integer")
-        multiples = self._own(lambda parts, a, b: add_multiples(parts, int(modulus), a, b))
-        within = self._own(lambda parts, a, b: add_integer(parts, bounds, a, b))
-        both = combine(multiples, within, operator.and_, self._parts.effort)
-        self._parts.add_automaton(both, start, end)
-
-    def _own(self, add: Fragment) -> Automaton:
-        """An automaton of its own, whose effort counts."""
-        parts = Parts(effort=self._parts.effort)
-        parts.effort.spend(_LOOKS_OF_AN_AUTOMATON)
-        start, end = parts.new(), parts.new()
-        add(parts, start, end)
-        return determine(parts, start, end)
+                self._parts.add_number(words, start, end, is_integer=name == "integer")
 
     def _add_string(self, words: Mapping[str, Any], start: int, end: int) -> None:
-        within, quote = self._after(b'"', start), self._parts.new()
-        self._parts.add_text(b'"', quote, end)
-        asked: list[Fragment] = []
-        if "pattern" in words:
-            asked.append(pattern_of(words["pattern"]))
-        if "format" in words:
-            asked.append(format_of(words["format"]))
-        if words.get("minLength", 0) or "maxLength" in words or not asked:
-            asked.append(length_of(words.get("minLength", 0), words.get("maxLength")))
-        self._add_all(asked, within, quote)
-
-    def _add_all(self, asked: Sequence[Fragment], start: int, end: int) -> None:
-        """What is in all of some languages."""
-        if len(asked) == 1:
-            asked[0](self._parts, start, end)
-            return
-        both = self._own(asked[0])
-        for each in asked[1:]:
-            both = combine(both, self._own(each), operator.and_, self._parts.effort)
-        self._parts.add_automaton(both, start, end)
+        self._parts.add_string(words, start, end)
 
     def _add_array(self, words: Mapping[str, Any], start: int, end: int) -> None:
         first = words.get("prefixItems", [])
@@ -222,12 +134,12 @@ class SchemaParts:
             most = len(first) if most is None else min(most, len(first))
         close = self._parts.new()
         self._parts.add_text(b"]", close, end)
-        at, count = self._after(b"[", start), 0
+        at, count = self._parts.after(b"[", start), 0
         # The items that are told apart: those of the prefix, those that must be, those that may.
         while count < max(len(first), least, most or 0) and count != most:
             if count >= least:
                 self._parts.silent[at].append(close)
-            at = self._after_comma(at) if count else at
+            at = self._parts.after_comma(at) if count else at
             at, before = self._parts.new(), at
             self.add(first[count] if count < len(first) else rest, before, at)
             count += 1
@@ -239,9 +151,9 @@ class SchemaParts:
     def _add_more(self, rest: Any, start: int, close: int, *, is_first: bool) -> None:
         """Any number of further items."""
         item, after = self._parts.new(), self._parts.new()
-        self._parts.silent[start if is_first else self._after_comma(start)].append(item)
+        self._parts.silent[start if is_first else self._parts.after_comma(start)].append(item)
         self.add(rest, item, after)
-        self._parts.silent[self._after_comma(after)].append(item)
+        self._parts.silent[self._parts.after_comma(after)].append(item)
         self._parts.silent[after].append(close)
 
     def _add_object(self, words: Mapping[str, Any], start: int, end: int) -> None:
@@ -252,11 +164,11 @@ class SchemaParts:
         close = self._parts.new()
         self._parts.add_text(b"}", close, end)
         # Where nothing was written yet there is no comma to come.
-        blank: int | None = self._after(b"{", start)
+        blank: int | None = self._parts.after(b"{", start)
         after: int | None = None
         for name, schema in {**properties, **missing}.items():
             entry, done = self._entry(blank, after), self._parts.new()
-            self.add(schema, self._after_key(name, entry), done)
+            self.add(schema, self._parts.after_key(name, entry), done)
             if name in required:
                 blank, after = None, done
             else:
@@ -276,7 +188,7 @@ class SchemaParts:
         if blank is not None:
             self._parts.silent[blank].append(entry)
         if after is not None:
-            self._parts.silent[self._after_comma(after)].append(entry)
+            self._parts.silent[self._parts.after_comma(after)].append(entry)
         return entry
 
     def _key_of_others(self, words: Mapping[str, Any], names: Sequence[str]) -> Automaton | None:
@@ -294,7 +206,7 @@ class SchemaParts:
             raise NotRegular("patternProperties come with other properties that are not named")
         if not patterns:
             return self._without(names)
-        keys = self._own(pattern_of(next(iter(patterns))))
+        keys = self._parts.automaton_of(pattern_of(next(iter(patterns))))
         # Of other characters a reader may think otherwise.
         if not all(each.isascii() and each.isprintable() for each in names) or any(
             keys.accepts(inside(each)) for each in names
@@ -308,7 +220,7 @@ class SchemaParts:
         start, end = named.new(), named.new()
         for name in names:
             named.add_text(inside(name), start, end)
-        taken, keys = determine(named, start, end), self._own(length_of(0, None))
+        taken, keys = determine(named, start, end), self._parts.automaton_of(length_of(0, None))
         return combine(keys, taken, lambda a, b: a and not b, self._parts.effort)
 
     def _add_others(
@@ -317,25 +229,8 @@ class SchemaParts:
         """Any number of properties that are not named."""
         patterns = words.get("patternProperties", {})
         schema = next(iter(patterns.values()), words.get("additionalProperties"))
-        within, quote, after = self._after(b'"', entry), self._parts.new(), self._parts.new()
+        within, quote, after = self._parts.after(b'"', entry), self._parts.new(), self._parts.new()
         self._parts.add_automaton(keys, within, quote)
-        self.add(schema, self._after_space(self._after(b'":', quote)), after)
-        self._parts.silent[self._after_comma(after)].append(entry)
+        self.add(schema, self._parts.after_space(self._parts.after(b'":', quote)), after)
+        self._parts.silent[self._parts.after_comma(after)].append(entry)
         self._parts.silent[after].append(close)
-
-
-def _bounds_of(words: Mapping[str, Any]) -> Bounds:
-    """The bounds of a number; of two on one side the narrower one."""
-    least, most = (
-        [
-            (as_decimal(words[word]), word.startswith("exclusive"))
-            for word in (f"{side}imum", f"exclusive{side.capitalize()}imum")
-            if word in words
-        ]
-        for side in ("min", "max")
-    )
-    low, is_open_below = max(least, default=(None, False))
-    high, is_shut_above = min(
-        ((bound, not is_open) for bound, is_open in most), default=(None, True)
-    )
-    return Bounds(low, high, is_open_below, not is_shut_above)

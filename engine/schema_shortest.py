@@ -45,7 +45,7 @@ class ShortestParts(SchemaParts):
         if len(asked) > 1 and not asked <= {"minLength", "maxLength"}:
             super()._add_string(words, start, end)
             return
-        at = self._after(b'"', start)
+        at = self._parts.after(b'"', start)
         for word, fragment_of in (("pattern", pattern_of), ("format", format_of)):
             if word in asked:
                 at, before = self._parts.new(), at
