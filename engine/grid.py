@@ -13,7 +13,8 @@ from torch import Tensor
 from diffusiongpt.engine.layout import Layout
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
 from diffusiongpt.engine.revise import remask_chances
-from diffusiongpt.engine.slots import SlotRows, SlotTable
+from diffusiongpt.engine.slot_rows import SlotRows
+from diffusiongpt.engine.slots import SlotTable
 
 
 @dataclass(frozen=True, slots=True)

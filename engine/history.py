@@ -12,7 +12,8 @@ from diffusiongpt.engine.bias import BiasList
 from diffusiongpt.engine.cells import Cells
 from diffusiongpt.engine.grid import Grid
 from diffusiongpt.engine.rows import RowStatistics
-from diffusiongpt.engine.slots import SlotRows, SlotTable
+from diffusiongpt.engine.slot_rows import SlotRows
+from diffusiongpt.engine.slots import SlotTable
 
 CREDIT_DECAY, CREDIT_POWER = 0.8, 0.2
 

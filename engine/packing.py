@@ -16,7 +16,8 @@ from diffusiongpt.engine.batch_facts import BatchFacts
 from diffusiongpt.engine.cells import Cells
 from diffusiongpt.engine.grid import Grid
 from diffusiongpt.engine.layout import Layout
-from diffusiongpt.engine.slots import SlotRows, SlotTable
+from diffusiongpt.engine.slot_rows import SlotRows
+from diffusiongpt.engine.slots import SlotTable
 
 
 class Backbone(Protocol):

@@ -11,7 +11,7 @@ from diffusiongpt.engine.draft import DraftPlan
 from diffusiongpt.engine.languages import Language
 from diffusiongpt.engine.params import GenerationParams
 from diffusiongpt.engine.policies import Policy
-from diffusiongpt.engine.slots import SlotIntegers, SlotReals
+from diffusiongpt.engine.slot_rows import SlotIntegers, SlotReals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ from diffusiongpt.engine.revise import (
     was_seen,
 )
 from diffusiongpt.engine.rows import RowStatistics
-from diffusiongpt.engine.slots import SlotRows, SlotTable
+from diffusiongpt.engine.slot_rows import SlotRows
+from diffusiongpt.engine.slots import SlotTable
 
 
 def revise(

@@ -10,125 +10,30 @@ a slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffusiongpt.engine.bias import BatchBias, BiasList, penalties
 from diffusiongpt.engine.canvas import Canvas
-from diffusiongpt.engine.commit import PolicyRows
 from diffusiongpt.engine.params import MAX_BIASED
 from diffusiongpt.engine.policies import MAX_ROUNDS
 from diffusiongpt.engine.randomness import Purpose, counter_keys, uniform
-from diffusiongpt.engine.revise import RevisionRows, state_keys
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotIntegers:
-    """The whole numbers of a slot, in the order of their columns.
-
-    `length` is the completion's; `step` counts the current block's denoising steps and `steps` is
-    its budget; `round` counts how often the block was looked at again when it was full;
-    `num_committed` is what the step before committed in it;
-    `block_start` and `block_end` are canvas positions; those in `_FLAGS` are 0 or 1.
-    """
-
-    prompt_length: int
-    length: int
-    seed: int
-    top_k: int
-    gap: int
-    blind: int
-    adaptive: int
-    timed: int
-    max_per_step: int
-    max_least: int
-    stable: int
-    looks_back: int
-    shadowed: int
-    planned: int
-    tosses: int
-    remask_rescaled: int
-    max_rounds: int
-    block_start: int = 0
-    block_end: int = 0
-    step: int = 0
-    steps: int = 0
-    round: int = 0
-    num_committed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotReals:
-    """The real numbers of a slot, in the order of their columns."""
-
-    temperature: float
-    top_p: float
-    min_p: float
-    frequency_penalty: float
-    presence_penalty: float
-    confidence: float
-    margin: float
-    entropy: float
-    hitting_time: float
-    position_bias: float
-    credit: float
-    log_threshold: float
-    factor: float
-    entropy_bound: float
-    max_share: float
-    log_edit_threshold: float
-    log_edit_margin: float
-    log_doubt: float
-    remask: float
-    remask_confidence: float
-    loop_start: float
-    loop_end: float
-    loop_alpha: float
-
+from diffusiongpt.engine.revise import state_keys
+from diffusiongpt.engine.slot_rows import (
+    INTEGERS,
+    REALS,
+    SlotIntegers,
+    SlotReals,
+    SlotRows,
+    rows_of,
+    values_of,
+)
 
 NUM_CREDITS = 4  # tokens with credit, of each position
-_FLAGS = (
-    "blind",
-    "adaptive",
-    "timed",
-    "looks_back",
-    "shadowed",
-    "planned",
-    "tosses",
-    "remask_rescaled",
-)
-_INTEGERS = {field.name: column for column, field in enumerate(fields(SlotIntegers))}
-_REALS = {field.name: column for column, field in enumerate(fields(SlotReals))}
-_BLOCK = slice(_INTEGERS["block_start"], _INTEGERS["num_committed"] + 1)
-_STEP, _ROUND, _NUM_COMMITTED = (_INTEGERS[name] for name in ("step", "round", "num_committed"))
-
-
-@dataclass(frozen=True, slots=True)
-class SlotRows:
-    """The scalars of the slots of one batch, (A,) each."""
-
-    slot: Tensor
-    prompt_length: Tensor
-    length: Tensor
-    seed: Tensor
-    top_k: Tensor
-    blind: Tensor
-    looks_back: Tensor
-    block_start: Tensor
-    block_end: Tensor
-    step: Tensor
-    steps: Tensor
-    round: Tensor
-    num_committed: Tensor
-    temperature: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    frequency_penalty: Tensor
-    presence_penalty: Tensor
-    policy: PolicyRows
-    revision: RevisionRows
+_BLOCK = slice(INTEGERS["block_start"], INTEGERS["num_committed"] + 1)
+_STEP, _ROUND, _NUM_COMMITTED = (INTEGERS[name] for name in ("step", "round", "num_committed"))
 
 
 class SlotTable:
@@ -144,26 +49,26 @@ class SlotTable:
         self.nowhere = canvas_capacity
         # Behind that stands a mask that nobody ever fills, for tokens of no canvas.
         self.blank = canvas_capacity + 1
-        shape = (num_slots, canvas_capacity + 2)
-        self.ids = torch.full(shape, mask_token_id, dtype=torch.long, device=device)  # (S, C)
-        self.masked = torch.zeros(shape, dtype=torch.bool, device=device)  # (S, C) still to fill
-        self.hitting = torch.zeros(shape, dtype=torch.float32, device=device)  # (S, C) in [0, 1)
-        self.revisable = torch.zeros(
-            shape, dtype=torch.bool, device=device
-        )  # (S, C) ours to change
-        self.last_top = torch.full(shape, -1, dtype=torch.long, device=device)  # (S, C) top token
-        self.stable_for = torch.zeros(shape, dtype=torch.long, device=device)  # (S, C) steps
-        credits = (*shape, NUM_CREDITS)
-        self.credit_ids = torch.zeros(credits, dtype=torch.long, device=device)
-        self.credit = torch.zeros(credits, dtype=torch.float32, device=device)
-        self.confidence = torch.zeros(shape, dtype=torch.float32, device=device)  # (S, C) at commit
-        self.visit = torch.zeros(shape, dtype=torch.long, device=device)  # (S, C) times remasked
-        self.seen = torch.zeros(num_slots, MAX_ROUNDS + 1, dtype=torch.long, device=device)
-        biases = (num_slots, MAX_BIASED)
-        self.bias_ids = torch.zeros(biases, dtype=torch.long, device=device)  # (S, B)
-        self.bias_values = torch.zeros(biases, dtype=torch.float32, device=device)  # (S, B)
-        self.integers = torch.zeros(num_slots, len(_INTEGERS), dtype=torch.long, device=device)
-        self.reals = torch.zeros(num_slots, len(_REALS), dtype=torch.float32, device=device)
+        integers, reals, flags = (
+            partial(torch.zeros, dtype=dtype, device=device)
+            for dtype in (torch.long, torch.float32, torch.bool)
+        )
+        canvases = (num_slots, canvas_capacity + 2)
+        self.ids = integers(canvases).fill_(mask_token_id)  # (S, C)
+        self.masked = flags(canvases)  # (S, C) still to fill
+        self.hitting = reals(canvases)  # (S, C) in [0, 1)
+        self.revisable = flags(canvases)  # (S, C) ours to change
+        self.last_top = integers(canvases).fill_(-1)  # (S, C) top token
+        self.stable_for = integers(canvases)  # (S, C) steps
+        self.credit_ids = integers(*canvases, NUM_CREDITS)
+        self.credit = reals(*canvases, NUM_CREDITS)
+        self.confidence = reals(canvases)  # (S, C) at commit
+        self.visit = integers(canvases)  # (S, C) times remasked
+        self.seen = integers(num_slots, MAX_ROUNDS + 1)  # keys of a block's states
+        self.bias_ids = integers(num_slots, MAX_BIASED)  # (S, B)
+        self.bias_values = reals(num_slots, MAX_BIASED)  # (S, B)
+        self.integers = integers(num_slots, len(INTEGERS))
+        self.reals = reals(num_slots, len(REALS))
 
     @property
     def num_free(self) -> int:
@@ -198,11 +103,11 @@ class SlotTable:
         self.visit[slot].fill_(0)
         self.last_top[slot].fill_(-1)
         self.credit[slot].fill_(0.0)
-        self.integers[slot] = torch.tensor(_values(integers), dtype=torch.long, device=device)
-        self.reals[slot] = torch.tensor(_values(reals), dtype=torch.float32, device=device)
+        self.integers[slot] = torch.tensor(values_of(integers), dtype=torch.long, device=device)
+        self.reals[slot] = torch.tensor(values_of(reals), dtype=torch.float32, device=device)
         self._set_bias(slot, bias)
         positions = torch.arange(length, device=device)
-        seed = self.integers[slot, _INTEGERS["seed"]]
+        seed = self.integers[slot, INTEGERS["seed"]]
         self.hitting[slot, start:end] = uniform(counter_keys(seed, Purpose.ORDER, positions))
         self._free.pop()  # last, so that nothing is taken where anything fails
         return slot
@@ -279,15 +184,7 @@ class SlotTable:
 
     def rows(self, slot: Tensor) -> SlotRows:
         """The scalars of the given slots (A,), in their order."""
-        columns = dict(zip(_INTEGERS, self.integers[slot].unbind(dim=1), strict=True))
-        columns |= zip(_REALS, self.reals[slot].unbind(dim=1), strict=True)
-        columns |= {name: columns[name].bool() for name in _FLAGS}
-        columns["slot"] = slot
-        return SlotRows(
-            policy=PolicyRows(**_pick(PolicyRows, columns)),
-            revision=RevisionRows(**_pick(RevisionRows, columns)),
-            **_pick(SlotRows, columns),
-        )
+        return rows_of(self.integers, self.reals, slot)
 
     def bias(self, rows: SlotRows, *, num_biased: int, num_penalized: int) -> BatchBias:
         """What the slots of a batch add to their logits, as their canvases stand.
@@ -315,12 +212,3 @@ def _put(buffer: Tensor, slot: Tensor, position: Tensor, value: float) -> None:
     """Give positions (N,) of slots (N,) one value; a number of the host, assigned as it is, would
     be copied to the device, which waits."""
     buffer[slot, position] = buffer.new_full((), value)
-
-
-def _pick(record: type, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The columns that a record of rows has fields for."""
-    return {each.name: columns[each.name] for each in fields(record) if each.name in columns}
-
-
-def _values(record: SlotIntegers | SlotReals) -> list[float]:
-    return [getattr(record, field.name) for field in fields(record)]

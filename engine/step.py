@@ -28,7 +28,8 @@ from diffusiongpt.engine.randomness import Purpose, counter_keys
 from diffusiongpt.engine.rows import DrawParams, Draws, RowStatistics
 from diffusiongpt.engine.sampling import Head
 from diffusiongpt.engine.second_look import review, revise
-from diffusiongpt.engine.slots import SlotRows, SlotTable
+from diffusiongpt.engine.slot_rows import SlotRows
+from diffusiongpt.engine.slots import SlotTable
 
 
 @torch.inference_mode()
