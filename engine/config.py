@@ -35,7 +35,7 @@ class EngineConfig:
         compile: compile the backbone at load (needs a C++ compiler and some 15 seconds); a
             forward then takes about two thirds of the time.
         capture: replay recorded forwards (CUDA graphs); None is on CUDA only, and there only for
-            models that `describe.captures_forwards` names. On the CPU it pads and gains nothing.
+            models that `assembly.captures_forwards` names. On the CPU it pads and gains nothing.
             With a cache of settled blocks, memory for all of `cache_budget` is taken at the start.
         fused_head: run the head with its draws as one Triton kernel where a batch permits; None is
             on CUDA only, and there only where the kernel passes its trial at loading.

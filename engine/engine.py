@@ -11,41 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from diffusiongpt.engine.assembly import load_parts, new_head, new_scheduler
 from diffusiongpt.engine.canvas import Infill
 from diffusiongpt.engine.chat import Message
 from diffusiongpt.engine.completion import Completion, Prompt, as_prompts, complete
 from diffusiongpt.engine.config import EngineConfig
 from diffusiongpt.engine.constraint import Constraint
-from diffusiongpt.engine.describe import (
-    cache_budget_of,
-    caches_blocks,
-    capture_model,
-    captures_forwards,
-    describe_model,
-    fuse_head,
-    fuses_head,
-    prefix_cache_bytes_of,
-    token_budget_of,
-)
+from diffusiongpt.engine.describe import describe_model, token_budget_of
 from diffusiongpt.engine.errors import EngineFailure
 from diffusiongpt.engine.frame import Frame
 from diffusiongpt.engine.intake import Intake
 from diffusiongpt.engine.languages import Language
 from diffusiongpt.engine.lengths import best_length
-from diffusiongpt.engine.loader import LoadedModel, load_model
-from diffusiongpt.engine.pages import PageStore
+from diffusiongpt.engine.loader import LoadedModel
 from diffusiongpt.engine.params import GenerationParams, seeds_of
 from diffusiongpt.engine.request import Request
-from diffusiongpt.engine.sampling import Head
-from diffusiongpt.engine.scheduler import Scheduler
 from diffusiongpt.engine.score import Score, ScoreMethod, score_tokens
-from diffusiongpt.engine.slots import SlotTable
 from diffusiongpt.engine.tick import Ticker
 from diffusiongpt.engine.tokenizer import Tokenizer
-from diffusiongpt.engine.tokenizer_files import load_tokenizer
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled"
 BUNDLED_NAME = "diffusiongpt-bundled"
@@ -64,8 +49,8 @@ class Engine:
         if tokenizer is not None:
             self.info = replace(self.info, chat=tokenizer.chat_style)
         self._token_budget = token_budget_of(config, self.info)
-        self._head = self._new_head()
-        self._scheduler = self._new_scheduler()
+        self._head = new_head(model, config)
+        self._scheduler = new_scheduler(model, self.info, config)
         self._intake = Intake(model, tokenizer, self.info, config, self._scheduler)
         self._ticker = Ticker(
             model,
@@ -90,65 +75,8 @@ class Engine:
         if model is None:
             model, name = BUNDLED_MODEL, name or BUNDLED_NAME
         config = EngineConfig(model=str(model), name=name, **settings)
-        loaded = load_model(
-            model, family=config.family, dtype=config.dtype, device=config.device, name=name
-        )
-        if config.quantize is not None:
-            loaded.quantize(config.quantize)
-        if config.compile:
-            loaded.compile()
-        if captures_forwards(loaded, config):
-            capture_model(loaded, config)
-        tokenizer = load_tokenizer(
-            loaded.folder,
-            vocab_size=loaded.vocab_size,
-            mask_token_id=loaded.mask_token_id,
-            stop_token_ids=loaded.stop_token_ids,
-            chat_template=loaded.chat_template,
-        )
+        loaded, tokenizer = load_parts(model, config)
         return cls(loaded, tokenizer, config)
-
-    def _new_head(self) -> Head:
-        model, config = self._model, self.config
-        head = Head(
-            model.head,
-            torch.tensor(sorted(model.never_emit_token_ids), device=config.device),
-            chunk=config.head_chunk,
-            pad=config.deterministic,
-            delete_token_id=model.delete_token_id,
-        )
-        if config.compile:
-            head.compile(model.vocab_size)
-        if fuses_head(model, config):
-            fuse_head(head, model, config)
-        return head
-
-    def _new_scheduler(self) -> Scheduler:
-        model, config = self._model, self.config
-        longest_block = max(self.info.block_length or 0, *self.info.block_lengths, 0)
-        table = SlotTable(
-            config.num_slots,
-            self.info.context_length + config.max_tokens + longest_block,
-            mask_token_id=model.mask_token_id,
-            device=config.device,
-        )
-        return Scheduler(
-            table=table,
-            token_budget=self._token_budget,
-            cache_budget=cache_budget_of(config, self.info),
-            row_budget=config.row_budget or self._token_budget,
-            max_waiting=config.max_waiting,
-            uses_cache=caches_blocks(model, config),
-            pages=self._new_pages(),
-            pool=model.pool,
-            logit_shift=model.logit_shift,
-        )
-
-    def _new_pages(self) -> PageStore | None:
-        num_bytes = prefix_cache_bytes_of(self.config)
-        if not num_bytes or not caches_blocks(self._model, self.config):
-            return None
-        return PageStore(self.info.block_length or 0, num_bytes)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens spelled out in it are ordinary text."""

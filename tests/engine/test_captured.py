@@ -188,7 +188,7 @@ def test_what_cannot_be_recorded_is_refused_in_a_sentence(tmp_path, monkeypatch)
     expected = r"could not be recorded on this cpu: RuntimeError: operation not permitted$"
     with pytest.raises(LoadError, match=expected):
         Engine.from_pretrained(folder, dtype="float32", capture=True)
-    monkeypatch.setattr("diffusiongpt.engine.engine.captures_forwards", lambda *unused: True)
+    monkeypatch.setattr("diffusiongpt.engine.assembly.captures_forwards", lambda *unused: True)
     with pytest.warns(RuntimeWarning, match="every forward runs eagerly"):
         engine = Engine.from_pretrained(folder, dtype="float32")
     engine.generate([[7]], GenerationParams(max_tokens=4, seed=1))

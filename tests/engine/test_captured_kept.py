@@ -315,7 +315,7 @@ def test_gathered_ranges_are_bounded(folder, monkeypatch):
     assert fit_buckets(MaskedKept, (64, 128), shape) == (64,)
     assert fit_buckets(VarlenKept, (64, 128), shape) == (64, 128)
     monkeypatch.setattr(kernels, "_MOST_GATHERED", needed[0] - 1)
-    monkeypatch.setattr("diffusiongpt.engine.engine.captures_forwards", lambda *unused: True)
+    monkeypatch.setattr("diffusiongpt.engine.assembly.captures_forwards", lambda *unused: True)
     with pytest.warns(RuntimeWarning, match="every forward runs eagerly"):
         engine = Engine.from_pretrained(folder, **SETTINGS)
     assert engine.model.pool is None

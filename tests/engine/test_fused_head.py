@@ -167,7 +167,7 @@ def test_on_the_cpu_a_fused_head_is_refused_in_a_sentence(tmp_path):
 def test_a_head_that_cannot_be_fused_on_cuda_is_served_in_chunks_with_a_warning(
     tmp_path, no_triton, monkeypatch
 ):
-    monkeypatch.setattr("diffusiongpt.engine.engine.fuses_head", lambda model, config: True)
+    monkeypatch.setattr("diffusiongpt.engine.assembly.fuses_head", lambda model, config: True)
     with pytest.warns(RuntimeWarning, match="the head runs in chunks: the fused head needs Triton"):
         served = Engine.from_pretrained(write_modernbert(tmp_path))
     assert served.head_runs == "in chunks of 512 rows"
