@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
-from diffusiongpt.engine.automaton import Assembled, Automaton, NotRegular, Parts, TooLarge
+from diffusiongpt.engine.automaton import Assembled, NotRegular, Parts, TooLarge
 from diffusiongpt.engine.characters import Ranges, categories, complement, intersection, union
 
 # Where a set holds a set, or an operation on sets, Python reads its characters.
@@ -42,11 +42,6 @@ def parts_of_regex(source: str) -> Assembled:
     return Assembled(parts, start, end)
 
 
-def automaton_of_regex(source: str) -> Automaton:
-    """The automaton of a whole text; raises NotRegular or TooLarge."""
-    return parts_of_regex(source).determine()
-
-
 def parts_of_choices(choices: Sequence[str]) -> Assembled:
     """The parts of a few texts; raises TooLarge."""
     parts = Parts()
@@ -54,11 +49,6 @@ def parts_of_choices(choices: Sequence[str]) -> Assembled:
     for each in choices:
         parts.add_text(each.encode(), start, end)
     return Assembled(parts, start, end)
-
-
-def automaton_of_choices(choices: Sequence[str]) -> Automaton:
-    """The automaton of a few texts; raises TooLarge."""
-    return parts_of_choices(choices).determine()
 
 
 def parse(source: str) -> Any:

@@ -69,11 +69,6 @@ class PageStore:
         self._root = Page(parent=None, ids=(), data=torch.empty(0), depth=0)
         self._idle: OrderedDict[Page, None] = OrderedDict()  # the least recently used first
 
-    @property
-    def num_idle(self) -> int:
-        """Pages that nobody refers to; with no request running, paths end in them alone."""
-        return len(self._idle)
-
     def take(self, ids: Sequence[int]) -> Page:
         """The page where the longest known path of whole blocks at the start of `ids` ends."""
         page = self._find(ids)

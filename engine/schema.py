@@ -46,11 +46,6 @@ def parts_of_schema(source: str, adds: type[SchemaParts] | None = None) -> Assem
     return Assembled(parts, start, end)
 
 
-def automaton_of_schema(source: str) -> Automaton:
-    """The automaton of a schema's JSON text; raises NotRegular or TooLarge."""
-    return parts_of_schema(source).determine()
-
-
 class SchemaParts:
     """Adds what schemas allow to the parts of an automaton.
 

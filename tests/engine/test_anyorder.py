@@ -20,7 +20,7 @@ from diffusiongpt.engine import Constraint, Engine, EngineConfig, GenerationPara
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
 from diffusiongpt.engine.automaton import TooLarge
 from diffusiongpt.engine.errors import InvalidRequest
-from diffusiongpt.engine.expression import automaton_of_regex
+from diffusiongpt.engine.expression import parts_of_regex
 from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS
@@ -39,7 +39,7 @@ SECTION = {"mask_token_id": MASK, "stop_token_ids": [IM_END], "never_emit_token_
 
 @pytest.mark.parametrize("regex", ["(ab)*c?", "a{1,3}b|é+", "[^c]*", "(a|ba)+", "b{6}", "aé(b|c)*"])
 def test_what_is_allowed_is_what_some_word_has(regex: str):
-    automaton = LiftedAutomaton(automaton_of_regex(regex), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_regex(regex).determine(), toy_vocabulary())
     words = canvases(regex)
     chance = random.Random(regex)
     shortest = automaton.shortest(LENGTH)
@@ -69,7 +69,7 @@ def test_what_is_allowed_is_what_some_word_has(regex: str):
 
 
 def test_what_is_forced_is_taken_anywhere_and_ends_are_known():
-    automaton = LiftedAutomaton(automaton_of_regex("a(b|c)"), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_regex("a(b|c)").determine(), toy_vocabulary())
     guide = AnyOrderGuide([Stretch(automaton, 2, 6), Stretch(automaton, 9, 12)])
     assert guide.take_forced_in(0, 12, 9) == [(5, PAD)]
     assert [guide.is_past_end(each) for each in (2, 3, 4, 5, 9, 11)] == [False] * 3 + [True] + [
@@ -85,7 +85,7 @@ def test_what_is_forced_is_taken_anywhere_and_ends_are_known():
     "regex", [DATE.source, r"[A-Z]\w{0,3}( \S{1,4})*[.!?]", r"(red|green)(, (blue|red)){0,2}"]
 )
 def test_a_real_vocabulary_gives_words_in_any_order(bundled_vocabulary: Vocabulary, regex: str):
-    automaton = LiftedAutomaton(automaton_of_regex(regex), bundled_vocabulary)
+    automaton = LiftedAutomaton(parts_of_regex(regex).determine(), bundled_vocabulary)
     for seed in range(25):
         chance = random.Random(seed)
         shortest = automaton.shortest(40)
@@ -223,7 +223,7 @@ def test_a_hole_too_short_for_any_word_is_refused(engine: Engine):
 def test_a_language_with_too_many_states_is_written_from_left_to_right(engine: Engine):
     large = Constraint(kind="regex", source=r"\w{1,40}!")
     with pytest.raises(TooLarge):
-        automaton_of_regex(large.source)
+        parts_of_regex(large.source).determine()
     params = GenerationParams(constraint=large, seed=1, temperature=1.0)
     done = engine.generate([Infill("the ", Hole(12), " sat")], params)[0]
     assert re.fullmatch(large.source, done.fills[0])

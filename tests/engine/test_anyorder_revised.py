@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusiongpt.engine import Constraint, Engine, EngineConfig, GenerationParams, Hole, Infill
 from diffusiongpt.engine.anyorder import AnyOrderGuide, Stretch
-from diffusiongpt.engine.expression import automaton_of_regex
+from diffusiongpt.engine.expression import parts_of_regex
 from diffusiongpt.engine.frame import FinishReason, Frame
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.params import EditParams
@@ -73,7 +73,7 @@ def others_of(words: Sequence[tuple[int, ...]], held: dict[int, int], position: 
 
 @pytest.mark.parametrize("regex", ["(ab)*c?", "a{1,3}b|é+", "[^c]*", "(a|ba)+", "aé(b|c)*"])
 def test_after_every_commit_edit_and_release_is_allowed_what_some_word_has(regex: str):
-    automaton = LiftedAutomaton(automaton_of_regex(regex), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_regex(regex).determine(), toy_vocabulary())
     words, chance = canvases(regex), random.Random(regex)
     guide, held = AnyOrderGuide([Stretch(automaton, 0, LENGTH)]), dict[int, int]()
     num_edits = num_full = 0
@@ -106,7 +106,7 @@ def test_after_every_commit_edit_and_release_is_allowed_what_some_word_has(regex
 
 
 def test_free_positions_beside_a_stretch_are_counted_as_they_are_revised():
-    automaton = LiftedAutomaton(automaton_of_regex("a(b|c)"), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_regex("a(b|c)").determine(), toy_vocabulary())
     guide = AnyOrderGuide([Stretch(automaton, 0, 2)], num_free=2)
     assert guide.accept_at([5, 6], [3, 3], [0.0, 0.0]) == [True, True]
     assert guide.accept_at([0, 1, 5], [0, 1, 4], [0.0, 0.0, 0.0]) == [True, True, True]
@@ -120,7 +120,7 @@ def test_free_positions_beside_a_stretch_are_counted_as_they_are_revised():
 
 def test_edits_never_keep_a_mask_from_being_filled():
     # The edit is surer, and would leave the mask's draw without a word.
-    automaton = LiftedAutomaton(automaton_of_regex("ab|ba|bb"), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_regex("ab|ba|bb").determine(), toy_vocabulary())
     guide = AnyOrderGuide([Stretch(automaton, 0, 2)])
     assert guide.accept_at([0], [1], [0.0]) == [True]
     assert guide.held_sets(0, 2)[0] & 1

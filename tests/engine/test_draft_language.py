@@ -13,7 +13,7 @@ import pytest
 
 from diffusiongpt.engine import Constraint, Draft, Engine, GenerationParams
 from diffusiongpt.engine.errors import InvalidRequest
-from diffusiongpt.engine.expression import automaton_of_regex
+from diffusiongpt.engine.expression import parts_of_regex
 from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.params import EditParams
@@ -46,7 +46,7 @@ SECTION = {
 
 @pytest.mark.parametrize("regex", ["(ab)*c?", "a{1,3}b|é+", "[^c]*", "(a|ba)+", "aé(b|c)*"])
 def test_the_heaviest_tokens_that_stand_together_are_kept(regex: str):
-    automaton = LiftedAutomaton(automaton_of_regex(regex), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_regex(regex).determine(), toy_vocabulary())
     words, draw = canvases(regex), random.Random(regex)
     num_less = 0
     for _ in range(120):
@@ -64,7 +64,7 @@ def test_the_heaviest_tokens_that_stand_together_are_kept(regex: str):
 
 
 def test_without_a_text_of_so_many_positions_nothing_is_kept():
-    automaton = LiftedAutomaton(automaton_of_regex("abcabcabc"), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_regex("abcabcabc").determine(), toy_vocabulary())
     assert automaton.keep_most({0: (2, 1.0), 1: (4, 1.0)}, 2) == []
 
 

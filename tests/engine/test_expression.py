@@ -8,7 +8,7 @@ import re
 import pytest
 
 from diffusiongpt.engine.automaton import Automaton, NotRegular, TooLarge
-from diffusiongpt.engine.expression import automaton_of_choices, automaton_of_regex
+from diffusiongpt.engine.expression import parts_of_choices, parts_of_regex
 
 LETTERS = "abcxyes no12.-é☃🙂\n_٣@com\U0001f300\u07ff\u0800\ufffd\U00010000"
 
@@ -42,7 +42,7 @@ def accepts(automaton: Automaton, text: str) -> bool:
     ],
 )
 def test_an_automaton_accepts_what_the_expression_matches(regex: str):
-    automaton = automaton_of_regex(regex)
+    automaton = parts_of_regex(regex).determine()
     chance = random.Random(regex)
     some = [each for each in LETTERS if re.search(regex, each)] or list(LETTERS)
     for _ in range(1500):
@@ -52,7 +52,7 @@ def test_an_automaton_accepts_what_the_expression_matches(regex: str):
 
 
 def test_every_character_has_its_bytes():
-    automaton = automaton_of_regex(r"[ \u0085-\uE010\U0001F000-\U00020000]")
+    automaton = parts_of_regex(r"[ \u0085-\uE010\U0001F000-\U00020000]").determine()
     for code in (*range(0x900), *range(0xD700, 0xE100), *range(0xFFF0, 0x20010, 3)):
         if not 0xD800 <= code < 0xE000:
             inside = code == 32 or 0x85 <= code <= 0xE010 or 0x1F000 <= code <= 0x20000
@@ -62,7 +62,7 @@ def test_every_character_has_its_bytes():
 @pytest.mark.parametrize("character", ["²", "\x1c", "\u0300", "Ⓐ"])
 def test_what_syntaxes_disagree_about_is_never_written(character: str):
     for regex in (r"\w", r"\W") if character != "\x1c" else (r"\s", r"\S"):
-        assert not accepts(automaton_of_regex(regex), character)
+        assert not accepts(parts_of_regex(regex).determine(), character)
 
 
 @pytest.mark.parametrize(
@@ -85,17 +85,17 @@ def test_what_syntaxes_disagree_about_is_never_written(character: str):
 )
 def test_what_is_read_in_two_ways_or_not_regular_is_left_out(regex: str):
     with pytest.raises(NotRegular):
-        automaton_of_regex(regex)
+        parts_of_regex(regex).determine()
 
 
 def test_a_large_automaton_is_left_out():
     for regex in (r"\w{1,40}", r"(a|b)*a(a|b){12}", r"(a{1000}){1000}"):
         with pytest.raises(TooLarge):
-            automaton_of_regex(regex)
+            parts_of_regex(regex).determine()
 
 
 def test_choices_are_taken_as_they_are():
     choices = ["", "the cat", "a\nb", "(x|y)*", "é🙂"]
-    automaton = automaton_of_choices(choices)
+    automaton = parts_of_choices(choices).determine()
     for each in (*choices, "x", "the", "é"):
         assert accepts(automaton, each) == (each in choices)

@@ -12,7 +12,7 @@ from diffusiongpt.engine import fewest
 from diffusiongpt.engine.automaton import TooLarge
 from diffusiongpt.engine.closing import keeps_closing
 from diffusiongpt.engine.constraint import Constraint
-from diffusiongpt.engine.expression import automaton_of_regex, parts_of_regex
+from diffusiongpt.engine.expression import parts_of_regex
 from diffusiongpt.engine.fewest import find_fewest
 from diffusiongpt.engine.languages import Languages, short_parts_of
 from diffusiongpt.engine.lifted import LiftedAutomaton
@@ -39,7 +39,7 @@ from diffusiongpt.engine.vocabulary import Vocabulary
 )
 def test_as_few_tokens_as_the_deterministic_automaton_finds(vocabulary: Vocabulary, regex: str):
     found = find_fewest(parts_of_regex(regex), vocabulary.trie, 64)
-    automaton = automaton_of_regex(regex)
+    automaton = parts_of_regex(regex).determine()
     shortest = LiftedAutomaton(automaton, vocabulary).shortest(64)
     assert found is not None
     assert shortest is not None

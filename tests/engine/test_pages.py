@@ -200,7 +200,7 @@ def test_a_page_in_use_is_never_evicted_and_a_full_store_takes_nothing():
 def test_a_page_larger_than_the_bound_is_not_kept():
     store = PageStore(BLOCK_LENGTH, PAGE_BYTES - 1)
     assert store.put(store.take([]), (1,) * BLOCK_LENGTH, page_data()) is None
-    assert (store.num_pages, store.num_bytes, store.num_idle) == (0, 0, 0)
+    assert (store.num_pages, store.num_bytes, len(store._idle)) == (0, 0, 0)
 
 
 class Alike(int):

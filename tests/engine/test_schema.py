@@ -18,7 +18,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from diffusiongpt.engine.automaton import Automaton, Effort, NotRegular, TooLarge, combine
-from diffusiongpt.engine.schema import automaton_of_schema
+from diffusiongpt.engine.schema import parts_of_schema
 
 CLOSED = {"additionalProperties": False}
 NULL, BIT = {"type": "null"}, {"enum": [0, 1]}
@@ -26,7 +26,7 @@ OBJECT_TOKENS = ["{", "}", '"a":null', '"b": null', '"b":1', '"c": 0', ",", ", "
 
 
 def automaton_of(schema: Any) -> Automaton:
-    return automaton_of_schema(json.dumps(schema))
+    return parts_of_schema(json.dumps(schema)).determine()
 
 
 def accepts(automaton: Automaton, text: str) -> bool:

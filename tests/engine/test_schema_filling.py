@@ -23,7 +23,7 @@ from diffusiongpt.engine.frame import FinishReason
 from diffusiongpt.engine.languages import Languages
 from diffusiongpt.engine.lifted import LiftedAutomaton
 from diffusiongpt.engine.policies import PRESETS
-from diffusiongpt.engine.schema import automaton_of_schema
+from diffusiongpt.engine.schema import parts_of_schema
 from diffusiongpt.engine.tokenizer import Tokenizer
 from diffusiongpt.engine.vocabulary import Vocabulary, as_set, members
 
@@ -95,7 +95,7 @@ def canvases(schema: Any) -> list[tuple[int, ...]]:
     ],
 )
 def test_what_is_allowed_is_what_some_whole_text_has(value: Any):
-    automaton = LiftedAutomaton(automaton_of_schema(json.dumps(value)), toy_vocabulary())
+    automaton = LiftedAutomaton(parts_of_schema(json.dumps(value)).determine(), toy_vocabulary())
     words = canvases(value)
     chance = random.Random(1)
     assert len(words) > 4
@@ -121,9 +121,9 @@ def test_fifty_schemas_are_satisfied_whatever_is_drawn_and_where(
     source = json.dumps(SCHEMAS[name])
     if name in LEFT_TO_RIGHT:
         with pytest.raises(NotRegular):
-            automaton_of_schema(source)
+            parts_of_schema(source).determine()
         return
-    automaton = LiftedAutomaton(automaton_of_schema(source), bundled_vocabulary)
+    automaton = LiftedAutomaton(parts_of_schema(source).determine(), bundled_vocabulary)
     shortest = automaton.shortest(200)
     assert shortest is not None
     chance, validator = random.Random(name), Draft202012Validator(SCHEMAS[name])
