@@ -12,7 +12,7 @@ Legend: T packed tokens, H heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -25,6 +25,12 @@ from transformers.masking_utils import AttentionMaskInterface
 from diffusiongpt.engine.attention_plan import Plan
 
 PACKED_ATTENTION = "diffusiongpt_packed"
+# Keyword arguments that layers hand on and that change no result. Others (soft caps, sinks, biases
+# of positions) do.
+_HARMLESS = {
+    *("deterministic", "encoder_hidden_states", "output_attentions", "output_router_logits"),
+    *("past_key_values", "position_ids", "use_cache", "wanted"),
+}
 
 
 def packed_attention(
@@ -38,7 +44,7 @@ def packed_attention(
     scaling: float,
     sliding_window: int | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in every layer.
 
@@ -48,20 +54,32 @@ def packed_attention(
         attention_plan: the segments of the row; None takes that of `plan_under_way`.
         scaling: factor of the scores.
         sliding_window: of a local layer: i sees j where |i - j| <= sliding_window - 1.
-        dropout: must be 0.
+        dropout: must be 0. others: what `check_arguments` lets pass.
 
     Returns:
         (1, T, H, D) and no attention weights.
 
     Raises:
-        ValueError: the row is not what the plan says, or dropout is on.
+        ValueError: the row is not what the plan says, dropout is on, or an argument is not known.
     """
+    check_arguments(others)
     if dropout:
         raise ValueError(f"packed attention is for inference, got dropout={dropout}")
     layer = _layer_of(module)
     if attention_plan is None:
         return _attend_under_way(query, key, value, layer, scaling, sliding_window), None
     return attention_plan.attend(query, key, value, layer, scaling, sliding_window), None
+
+
+def check_arguments(others: Mapping[str, Any]) -> None:
+    """Refuse what a layer asks of attention that we would leave out.
+
+    Raises:
+        ValueError: a keyword argument that may change the result.
+    """
+    for name, value in others.items():
+        if value is not None and name not in _HARMLESS:
+            raise ValueError(f"attention has no {name}, which a layer of this model asks for")
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

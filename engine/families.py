@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, get_args
 
+from diffusiongpt.engine.architectures import ARCHITECTURES, describe_known, short_name
 from diffusiongpt.engine.errors import InvalidRequest, LoadError
 from diffusiongpt.engine.info import AttentionKind
 from diffusiongpt.engine.params import GenerationParams
@@ -178,20 +179,14 @@ _SPECS = (
 
 FAMILIES: Mapping[str, FamilySpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 _BY_ARCHITECTURE = {name: spec for spec in _SPECS for name in spec.architectures}
-# Without a section these are causal language models.
+# Without a section these are causal or masked language models.
 _NEED_SECTION = {
-    name: FamilySpec(name=family, architectures=(name,), native=name)
-    for name, family in (
-        ("Qwen2ForCausalLM", "qwen2"),
-        ("Qwen3ForCausalLM", "qwen3"),
-        ("LlamaForCausalLM", "llama"),
-        ("MistralForCausalLM", "mistral"),
-        ("SmolLM3ForCausalLM", "smollm3"),
-        ("Olmo2ForCausalLM", "olmo2"),
+    name: FamilySpec(
+        name=short_name(name).lower(), architectures=(name,), native=name, rename=known.rename
     )
+    for name, known in ARCHITECTURES.items()
+    if name not in _BY_ARCHITECTURE
 }
-# What a folder with a section may name: the classes that transformers ships and we run.
-NATIVE_CLASSES: tuple[str, ...] = ("ModernBertForMaskedLM", *_NEED_SECTION)
 
 
 def detect_family(
@@ -234,13 +229,20 @@ def _from_architectures(config: Mapping[str, Any], where: str, *, has_section: b
     if has_section:
         raise LoadError(
             f"{where} is a {name}, which this engine cannot run; "
-            f"the architectures it knows are {', '.join(table)}"
+            f"a folder with a diffusion section must be {describe_known()}"
         )
-    what = "is a causal language model" if name.endswith("ForCausalLM") else "is not known"
     raise LoadError(
-        f"{where} has the architecture {name}, which {what} and not as a diffusion model; "
+        f"{where} has the architecture {name}, which is {_kind_of(name)}; "
         f"if its weights are one, pass family= one of {', '.join(FAMILIES)}"
     )
+
+
+def _kind_of(name: str) -> str:
+    if name.endswith("ForMaskedLM"):
+        return "a masked language model and becomes a diffusion model by a diffusion section"
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "a causal language model and not a diffusion model"
+    return "not known"
 
 
 def _with_block_length(spec: FamilySpec, config: Mapping[str, Any], where: str) -> FamilySpec:

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from diffusiongpt.engine.native import layers_of
+
 # Norm, attention and second norm, as the layers of transformers' models call them.
 _NAMES = (
     ("attn_norm", "attn", "mlp_norm"),
@@ -24,9 +26,10 @@ _NAMES = (
 def narrow_last_layer(network: PreTrainedModel) -> bool:
     """Let the network's last layer take the keyword argument `wanted`, the indices (R,) or a slice
     of the tokens that it goes on with; False where a layer is not of the form that we know."""
-    layers = network.base_model.get_submodule("layers")
-    layer = list(layers.children())[-1]
+    layer = layers_of(network)[-1]
     parts = {name for name, _ in layer.named_children()}
+    if hasattr(layer, "residual_multiplier"):  # Granite weighs what it adds
+        return False
     for names in _NAMES:
         if parts == {*names, "mlp"}:
             layer.forward = partial(_go_on_with_wanted, layer, names, layer.forward)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from diffusiongpt.engine.architectures import reason_against
 from diffusiongpt.engine.attention import PACKED_ATTENTION
 from diffusiongpt.engine.checkpoint import (
     find_folder,
@@ -30,6 +31,7 @@ from diffusiongpt.engine.errors import LoadError
 from diffusiongpt.engine.families import DELETE_TOKEN, FamilySpec, detect_family
 from diffusiongpt.engine.leak_check import check_for_leaks
 from diffusiongpt.engine.model import LoadedModel, TokenIds
+from diffusiongpt.engine.native import number_layers
 
 __all__ = ["DTypeName", "LoadedModel", "adopt_network", "load_model"]
 
@@ -139,6 +141,8 @@ def _native_config(spec: FamilySpec, raw: Mapping[str, Any], where: str) -> PreT
         config: PreTrainedConfig = native.config_class.from_dict(fields)
     except Exception as error:
         raise _bad_config(spec, where, error) from error
+    if reason := reason_against(config):
+        raise LoadError(f"{where} is a {spec.native} that cannot be run: {reason}")
     config.architectures = [spec.native]
     config._attn_implementation = PACKED_ATTENTION
     return config
@@ -206,9 +210,11 @@ def _build(spec: FamilySpec, config: PreTrainedConfig, where: str) -> PreTrained
     native: type[PreTrainedModel] = getattr(transformers, spec.native)
     try:
         with no_init_weights():
-            return native(config)
+            network = native(config)
     except Exception as error:
         raise _bad_config(spec, where, error) from error
+    number_layers(network)
+    return network
 
 
 def _own_copies(

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ModernBertForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from diffusiongpt.engine.architectures import context_length_of, first_position
 from diffusiongpt.engine.attention import plan_under_way
 from diffusiongpt.engine.attention_plan import AttentionPlan
 from diffusiongpt.engine.captured import WAYS, CapturedForward, bucket_ladder, recorder_for
@@ -29,6 +30,7 @@ from diffusiongpt.engine.kernels import (
     new_shape,
 )
 from diffusiongpt.engine.last_layer import narrow_last_layer
+from diffusiongpt.engine.native import layers_of, matrices_of, output_head, size_of
 from diffusiongpt.engine.pool import KeyPool
 from diffusiongpt.engine.quantization import quantize_layers
 from diffusiongpt.engine.segments import Segments
@@ -74,7 +76,8 @@ class LoadedModel:
     ) -> None:
         self.config = network.config
         self._network = network
-        self._head = _output_head(network)
+        self._head = nn.Sequential(*output_head(network))
+        self._first_position = first_position(network.config)
         self._narrows = narrow_last_layer(network)
         self._compiled: Callable[..., Any] | None = None
         self.captured: CapturedForward | None = None
@@ -93,7 +96,7 @@ class LoadedModel:
         self.can_edit = family.can_edit
         self.sampler: Mapping[str, Any] = family.sampler
         self.chat_template = family.chat_template
-        self.context_length: int = network.config.max_position_embeddings
+        self.context_length = context_length_of(network.config)
         self.vocab_size: int = network.config.vocab_size
         self.num_parameters = sum(each.numel() for each in network.parameters())
         self.dtype: torch.dtype = network.dtype
@@ -138,7 +141,7 @@ class LoadedModel:
         # one, transformers would read the positions to find out whether tokens are packed.
         inputs = {
             "input_ids": ids,
-            "position_ids": position_ids,
+            "position_ids": position_ids + self._first_position,
             "attention_mask": self._no_mask,
             "use_cache": False,
         }
@@ -220,7 +223,7 @@ class LoadedModel:
         Raises:
             LoadError: torchao is missing, or cannot do that here.
         """
-        quantize_layers(self._network.base_model.get_submodule("layers"), kind)
+        quantize_layers(layers_of(self._network), kind)
         try:
             with torch.inference_mode():
                 self.logits([self.mask_token_id] * 48)
@@ -321,12 +324,4 @@ class LoadedModel:
 
 
 def _num_linear_weights(module: nn.Module) -> int:
-    linear = [each for each in module.modules() if isinstance(each, nn.Linear)]
-    return sum(each.in_features * each.out_features for each in linear)
-
-
-def _output_head(network: PreTrainedModel) -> nn.Sequential:
-    """From the last hidden states to logits; ModernBERT's has a layer before the decoder."""
-    if isinstance(network, ModernBertForMaskedLM):
-        return nn.Sequential(network.head, network.decoder)
-    return nn.Sequential(network.get_submodule("lm_head"))
+    return sum(size_of(each) for _, each in matrices_of(module))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from diffusiongpt.engine.attention import check_arguments
 from diffusiongpt.training.products import attend_tiles
 from diffusiongpt.training.tiles import TilePlan, additive, may_see, plan_tiles
 
@@ -191,12 +192,18 @@ def training_attention(
     scaling: float,
     sliding_window: int | None = None,
     diffusion_masks: dict[str, Any] | None = None,
-    **unused: Any,
+    dropout: float = 0.0,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention function transformers calls: (B, H, T, D) in, (B, T, H, D) out.
 
-    Decoders get their masks as `diffusion_masks`, encoders the one of the layer's kind.
+    ModernBERT gets the mask of the layer's kind, other networks all of them as `diffusion_masks`.
+    `dropout`, of probabilities, is not applied.
+
+    Raises:
+        ValueError: a layer asks for more than `check_arguments` knows.
     """
+    check_arguments(others)
     if diffusion_masks is not None:
         kind = "full_attention" if sliding_window is None else "sliding_attention"
         attention_mask = diffusion_masks[kind]

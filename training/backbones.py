@@ -1,7 +1,7 @@
 """The networks that can be trained: those of transformers that the engine can serve.
 
-An encoder (ModernBERT) takes its masks layer by layer; a decoder would build causal ones, so its
-masks travel to the attention function beside its arguments.
+ModernBERT takes its masks layer by layer; other classes would build their own, so their masks
+travel to the attention function beside its arguments.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, ModernBertForMaskedLM, PreTrainedModel
 
-from diffusiongpt.engine.families import NATIVE_CLASSES
+from diffusiongpt.engine.architectures import (
+    ARCHITECTURES,
+    describe_known,
+    first_position,
+    reason_against,
+)
+from diffusiongpt.engine.native import facts_of, layers_of, matrices_of, number_layers, output_head
 from diffusiongpt.training.attention import IMPLEMENTATION
 from diffusiongpt.training.config import ConfigError, ModelConfig
-
-# Linear layers inside the blocks, by the names that transformers gives them.
-_LORA_TARGETS = r".*\.layers\..*\.(Wqkv|Wi|Wo|[qkvo]_proj|gate_proj|up_proj|down_proj)"
 
 
 def load_backbone(source: str | Path, attention: str = IMPLEMENTATION) -> PreTrainedModel:
@@ -33,6 +36,9 @@ def load_backbone(source: str | Path, attention: str = IMPLEMENTATION) -> PreTra
     network: PreTrainedModel = getattr(transformers, name).from_pretrained(
         str(source), attn_implementation=attention, dtype=torch.float32
     )
+    if reason := reason_against(network.config):
+        raise ConfigError(f"{str(source)!r} is a {name} that cannot be trained: {reason}")
+    number_layers(network)
     return network
 
 
@@ -44,15 +50,34 @@ def architecture_of(source: str | Path) -> str:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"there is no model in {str(source)!r}: {reason}") from error
     names = config.architectures or ["nothing"]
-    if names[0] not in NATIVE_CLASSES:
+    if names[0] not in ARCHITECTURES:
         raise ConfigError(
-            f"the architecture of {str(source)!r} must be one of {', '.join(NATIVE_CLASSES)}, "
-            f"got {names[0]}"
+            f"the architecture of {str(source)!r} must be {describe_known()}, got {names[0]}"
         )
     return str(names[0])
 
 
-def is_encoder(network: PreTrainedModel) -> bool:
+def fit_positions(network: PreTrainedModel, length: int) -> None:
+    """Give a network `length` positions; of learned ones the first are kept.
+
+    Raises:
+        ConfigError: fewer were learned.
+    """
+    before = first_position(network.config)
+    path = facts_of(network).positions
+    if path is not None:
+        table: Any = network.base_model.get_submodule(path)
+        if table.num_embeddings < before + length:
+            raise ConfigError(
+                f"data.max_seq_length must be at most {table.num_embeddings - before}, the "
+                f"positions that the model of model.init_from has learned, got {length}"
+            )
+        table.weight = nn.Parameter(table.weight.detach()[: before + length].clone())
+        table.num_embeddings = before + length
+    network.config.max_position_embeddings = before + length
+
+
+def takes_layer_masks(network: PreTrainedModel) -> bool:
     """Whether a network takes its masks layer by layer."""
     return isinstance(network, ModernBertForMaskedLM)
 
@@ -60,7 +85,7 @@ def is_encoder(network: PreTrainedModel) -> bool:
 def window_of(network: PreTrainedModel) -> int | None:
     """How far to either side sliding layers see; None where there are none."""
     window: int | None = getattr(network.config, "sliding_window", None)
-    if window is None or is_encoder(network):
+    if window is None or takes_layer_masks(network):
         return window
     return window - 1
 
@@ -72,11 +97,10 @@ def output_embedding(network: PreTrainedModel) -> Any:
 
 
 def apply_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Last hidden states (M, D) to logits (M, V); ModernBERT has a layer before the decoder."""
-    if isinstance(network, ModernBertForMaskedLM):
-        hidden = network.head(hidden)
-    logits: Tensor = output_embedding(network)(hidden)
-    return logits
+    """Last hidden states (M, D) to logits (M, V)."""
+    for step in output_head(network):
+        hidden = step(hidden)
+    return hidden
 
 
 def run_backbone(
@@ -91,10 +115,11 @@ def run_backbone(
     Of the `wanted` positions alone, if a network's last layer can be told of them.
     """
     others: dict[str, Any] = {} if wanted is None else {"wanted": wanted}
-    if is_encoder(network):
+    if takes_layer_masks(network):
         others["attention_mask"] = masks
     else:
         others |= {"use_cache": False, "diffusion_masks": masks}
+    positions = positions + first_position(network.config)
     output = network.base_model(input_ids=ids, position_ids=positions, **others)
     hidden: Tensor = output.last_hidden_state
     return hidden
@@ -113,10 +138,16 @@ def add_adapters(network: PreTrainedModel, config: ModelConfig) -> None:
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.dropout,
-            target_modules=_LORA_TARGETS,
+            target_modules=_names_of_matrices(network),
         ),
         network,
     )
+
+
+def _names_of_matrices(network: PreTrainedModel) -> list[str]:
+    """The matrices of the layers, under the names that the whole network has for them."""
+    inside = {id(matrix) for _, matrix in matrices_of(layers_of(network))}
+    return [name for name, matrix in matrices_of(network) if id(matrix) in inside]
 
 
 def merge_adapters(network: PreTrainedModel) -> None:

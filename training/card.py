@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import AutoConfig
 
+from diffusiongpt.engine.architectures import context_length_of
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.evaluate import Bound
@@ -84,7 +86,8 @@ def card_lines(folder: str | Path, name: str) -> Iterator[str]:
     figures = read_figures(folder)
     yield from ("---", "library_name: diffusiongpt", "pipeline_tag: text-generation")
     yield from ("tags: [diffusion, masked-diffusion, text-diffusion]", "---", "", f"# {name}", "")
-    yield from _about(config)
+    context = context_length_of(AutoConfig.from_pretrained(str(folder)))
+    yield from _about(config, context)
     if "config" in figures:
         yield from ("", "## Training", "")
         yield from _training(figures)
@@ -95,7 +98,7 @@ def card_lines(folder: str | Path, name: str) -> Iterator[str]:
     yield from (f"diffusiongpt serve --model {name}", "```")
 
 
-def _about(config: Mapping[str, Any]) -> Iterator[str]:
+def _about(config: Mapping[str, Any], context: int) -> Iterator[str]:
     section = config["diffusion"]
     kind = "of the whole canvas"
     if section["attention"] == "block_causal":
@@ -104,7 +107,7 @@ def _about(config: Mapping[str, Any]) -> Iterator[str]:
         kind += ", or of the whole canvas" if 0 in lengths else ""
     yield f"A masked diffusion language model that denoises {kind} ({config['architectures'][0]},"
     yield f"{config['vocab_size']:,} tokens of vocabulary, a context of"
-    yield f"{config['max_position_embeddings']:,} tokens)."
+    yield f"{context:,} tokens)."
     if section.get("can_edit"):
         yield "It was trained to put wrong tokens right, so it can edit what it wrote."
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from diffusiongpt.engine.native import facts_of
 from diffusiongpt.training.backbones import load_backbone, output_embedding
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.tokenizer import (
@@ -36,7 +38,9 @@ def convert(source: str, folder: str | Path) -> Path:
     add_special_tokens(tokenizer)
     resize_vocabulary(network, known, max(tokenizer.get_vocab().values()) + 1)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (PAD, IM_END)}
-    network.config.pad_token_id, network.config.eos_token_id = ids[PAD], ids[IM_END]
+    network.config.eos_token_id = ids[IM_END]
+    if not facts_of(network).skips_padding:  # positions hang on it
+        network.config.pad_token_id = ids[PAD]
     network.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     return Path(folder)
@@ -91,3 +95,6 @@ def resize_vocabulary(network: PreTrainedModel, known: int, size: int) -> None:
         bias = getattr(table, "bias", None)
         if bias is not None:
             bias[known:] = bias[:known].mean()
+            if not network.config.tie_word_embeddings:
+                # BERT has a second name for it, by which it was resized and would be saved.
+                table.bias = nn.Parameter(bias.clone())

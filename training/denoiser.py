@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
 from diffusiongpt.engine.last_layer import narrow_last_layer
+from diffusiongpt.engine.native import layers_of
 from diffusiongpt.training.attention import IMPLEMENTATION, layer_masks
 from diffusiongpt.training.backbones import (
     add_adapters,
     apply_head,
+    fit_positions,
     load_backbone,
     output_embedding,
     run_backbone,
@@ -36,7 +38,7 @@ def build_network(
             f"model.init_from has {network.config.vocab_size} tokens, "
             f"the tokenizer has {vocab_size}"
         )
-    network.config.max_position_embeddings = max_length
+    fit_positions(network, max_length)
     if config.lora_rank:
         add_adapters(network, config)
     return network
@@ -107,8 +109,7 @@ class Denoiser(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile each layer, and the loss for any number of rows."""
-        layers: Any = self.network.base_model.layers
-        for layer in layers:
+        for layer in layers_of(self.network):
             layer.compile()
         self.nll_of_logits = torch.compile(nll_of_logits, dynamic=True)
 

@@ -7,11 +7,10 @@ trained. What gradient checkpointing computes again is not counted.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from transformers import PreTrainedModel
 
+from diffusiongpt.engine.native import layers_of, matrices_of
 from diffusiongpt.training.attention import by_tiles, chunk_length
 from diffusiongpt.training.backbones import window_of
 from diffusiongpt.training.config import TrainingConfig
@@ -43,7 +42,7 @@ def step_flops(
     """
     network = denoiser.network
     inside = {id(module) for module in network.base_model.modules()}
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    linear = [matrix for _, matrix in matrices_of(network)]
     layers = sum(_products(module) for module in linear if id(module) in inside)
     head = sum(_products(module) for module in linear if id(module) not in inside)
     last = _last_feed_forward(network) if denoiser.narrows else 0.0
@@ -100,13 +99,11 @@ def _dense_pairs(length: int, block_length: int, window: int | None) -> int:
 
 def _last_feed_forward(network: PreTrainedModel) -> float:
     """Operations of the last layer's feed-forward matrices for one position."""
-    layers: Any = network.base_model.layers
-    return sum(
-        _products(module) for module in layers[-1].mlp.modules() if isinstance(module, nn.Linear)
-    )
+    feed_forward = layers_of(network)[-1].get_submodule("mlp")
+    return sum(_products(matrix) for _, matrix in matrices_of(feed_forward))
 
 
-def _products(layer: nn.Linear) -> float:
+def _products(layer: nn.Module) -> float:
     """Operations of a matrix for one position: forward, its input's gradient, its own."""
-    weight = layer.weight
+    weight = layer.get_parameter("weight")
     return 2.0 * weight.numel() * (3 if weight.requires_grad else 2)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusiongpt.engine.architectures import context_length_of
 from diffusiongpt.training.config import ConfigError, DataConfig
 from diffusiongpt.training.data import RowDataset, build_dataset
 from diffusiongpt.training.denoiser import Denoiser
@@ -45,7 +46,7 @@ def layout_of(denoiser: Denoiser) -> RowLayout:
     config = denoiser.network.config
     section = getattr(config, "diffusion", None)
     longest = max(block_lengths_of(section)) if section else 0
-    return RowLayout(config.max_position_embeddings, longest or 1, bool(longest))
+    return RowLayout(context_length_of(config), longest or 1, bool(longest))
 
 
 def evaluation_rows(

@@ -6,14 +6,13 @@ word, so the layers are split here, with what torch has for it, on any device.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from diffusiongpt.engine.native import layers_of
 from diffusiongpt.training.denoiser import Denoiser
 
 
@@ -24,8 +23,7 @@ def shard(denoiser: Denoiser, processes: int, device: torch.device) -> None:
     head) stays gathered from the forward to the end of the backward pass.
     """
     mesh = init_device_mesh(device.type, (processes,))
-    layers: Any = denoiser.network.base_model.layers
-    for layer in layers:
+    for layer in layers_of(denoiser.network):
         fully_shard(layer, mesh=mesh)
     fully_shard(denoiser, mesh=mesh)
 

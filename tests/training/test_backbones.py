@@ -1,4 +1,4 @@
-"""Every architecture that the engine serves is trained, exported and served alike."""
+"""Pretrained networks of several kinds are trained, exported and served alike."""
 
 import json
 
@@ -7,7 +7,6 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from diffusiongpt.engine.families import NATIVE_CLASSES
 from diffusiongpt.engine.loader import load_model
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.convert import convert
@@ -17,20 +16,9 @@ from diffusiongpt.training.run import make_trainer, train
 from diffusiongpt.training.sample import canvas_logits
 from diffusiongpt.training.tokenizer import SPECIAL_TOKENS
 
+from tiny_networks import tiny_network
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
-DECODERS = [name for name in NATIVE_CLASSES if name.endswith("ForCausalLM")]
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
 
 
 @pytest.fixture(scope="session")
@@ -52,25 +40,32 @@ def plain_tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def pretrained(plain_tokenizer, tmp_path):
-    """Writes a tiny autoregressive model with random weights, converted or as it is."""
+    """Writes a tiny model of a class with random weights, converted or as it is."""
 
     def write(name, converted=True, **changes):
-        native = getattr(transformers, name)
-        torch.manual_seed(0)
-        network = native(native.config_class(vocab_size=260, **SIZES, **changes))
         folder = tmp_path / "pretrained"
-        network.save_pretrained(folder)
+        tiny_network(name, **changes).save_pretrained(folder)
         plain_tokenizer.save_pretrained(folder)
         return convert(str(folder), tmp_path / "converted") if converted else folder
 
     return write
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_conversion_adds_what_is_missing_and_keeps_the_weights(pretrained, tied):
-    folder = pretrained("Qwen2ForCausalLM", tie_word_embeddings=tied)
-    before = transformers.Qwen2ForCausalLM.from_pretrained(folder.parent / "pretrained")
-    after = transformers.Qwen2ForCausalLM.from_pretrained(folder)
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [
+        *((name, tied) for name in ("Qwen2ForCausalLM", "BertForMaskedLM") for tied in (0, 1)),
+        ("DistilBertForMaskedLM", True),
+        ("ElectraForMaskedLM", True),
+        ("GPT2LMHeadModel", True),
+        ("RobertaForMaskedLM", True),
+    ],
+)
+def test_conversion_adds_what_is_missing_and_keeps_the_weights(pretrained, name, tied):
+    folder = pretrained(name, tie_word_embeddings=bool(tied))
+    native = getattr(transformers, name)
+    before = native.from_pretrained(folder.parent / "pretrained")
+    after = native.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     assert len(set(ids)) == 6
@@ -89,13 +84,21 @@ def test_conversion_adds_what_is_missing_and_keeps_the_weights(pretrained, tied)
 @pytest.mark.parametrize(
     ("name", "objective", "shift"),
     [
-        *((name, "block", False) for name in DECODERS),
+        ("BertForMaskedLM", "block", False),
+        ("EuroBertForMaskedLM", "block", False),
+        ("GPT2LMHeadModel", "block", True),
+        ("Gemma3ForCausalLM", "block", False),
+        ("GraniteForCausalLM", "masked", False),
+        ("Olmo2ForCausalLM", "block", False),
         ("Qwen2ForCausalLM", "block", True),
+        ("Qwen3ForCausalLM", "block", False),
+        ("RobertaForMaskedLM", "block", False),
+        ("SmolLM3ForCausalLM", "masked", True),
         ("LlamaForCausalLM", "masked", False),
         ("MistralForCausalLM", "masked", True),
     ],
 )
-def test_a_decoder_is_trained_exported_and_served_with_the_same_logits(
+def test_a_network_is_trained_exported_and_served_with_the_same_logits(
     make_config, pretrained, name, objective, shift
 ):
     folder = pretrained(name)
@@ -212,8 +215,8 @@ def test_what_cannot_be_served_is_refused(make_config, pretrained, tmp_path):
     with pytest.raises(ConfigError, match="`diffusiongpt convert` adds what is missing to"):
         make_trainer(config)
     raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**raw, "architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(ConfigError, match=r"must be one of ModernBert.* got GPT2LMHeadModel"):
+    (folder / "config.json").write_text(json.dumps({**raw, "architectures": ["T5Model"]}))
+    with pytest.raises(ConfigError, match=r"a masked language model \(ModernBert.* got T5Model"):
         convert(str(folder), tmp_path / "out")
     with pytest.raises(ConfigError, match="no model in"):
         convert(str(tmp_path / "nowhere"), tmp_path / "out")
