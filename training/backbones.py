@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, ModernBertForMaskedLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from diffusiongpt.engine.architectures import (
     ARCHITECTURES,
@@ -139,6 +140,7 @@ def add_adapters(network: PreTrainedModel, config: ModelConfig) -> None:
             lora_alpha=config.lora_alpha,
             lora_dropout=config.dropout,
             target_modules=_names_of_matrices(network),
+            fan_in_fan_out=_are_turned_around(network),
         ),
         network,
     )
@@ -148,6 +150,10 @@ def _names_of_matrices(network: PreTrainedModel) -> list[str]:
     """The matrices of the layers, under the names that the whole network has for them."""
     inside = {id(matrix) for _, matrix in matrices_of(layers_of(network))}
     return [name for name, matrix in matrices_of(network) if id(matrix) in inside]
+
+
+def _are_turned_around(network: PreTrainedModel) -> bool:
+    return any(isinstance(matrix, Conv1D) for _, matrix in matrices_of(layers_of(network)))
 
 
 def merge_adapters(network: PreTrainedModel) -> None:

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusiongpt.engine.architectures import ARCHITECTURES
+from diffusiongpt.engine.architectures import ARCHITECTURES, context_length_of
 from diffusiongpt.engine.loader import load_model
 from diffusiongpt.engine.model import LoadedModel
-from diffusiongpt.engine.native import layers_of
-from diffusiongpt.training.backbones import load_backbone
+from diffusiongpt.engine.native import facts_of, layers_of, matrices_of
+from diffusiongpt.training.backbones import (
+    add_adapters,
+    fit_positions,
+    load_backbone,
+    merge_adapters,
+)
+from diffusiongpt.training.config import ConfigError, ModelConfig
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.sample import canvas_logits
 
@@ -77,3 +83,47 @@ def test_a_noisy_block_sees_itself_and_the_clean_ones_before_it(name, tmp_path):
     for name, weight in weights.items():
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_adapters_are_on_every_matrix_of_the_layers_and_on_no_other(name, tmp_path):
+    pytest.importorskip("peft")
+    tiny_network(name).save_pretrained(tmp_path)
+    network = load_backbone(tmp_path).eval()
+    ids = torch.arange(6, 14)[None]
+    with torch.no_grad():
+        before = network(input_ids=ids).logits
+    matrices = {name for name, _ in matrices_of(layers_of(network))}
+    add_adapters(network, ModelConfig(lora_rank=2, init_from=str(tmp_path)))
+    adapted = {
+        name.partition(".lora_A")[0] for name, _ in network.named_parameters() if "A." in name
+    }
+    path = next(iter(adapted)).partition(facts_of(network).layers)[0] + facts_of(network).layers
+    assert {name.removeprefix(f"{path}.") for name in adapted} == matrices
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+        adapted_logits = network(input_ids=ids).logits
+        merge_adapters(network)
+        assert not torch.allclose(adapted_logits, before, atol=0.1)
+        torch.testing.assert_close(network(input_ids=ids).logits, adapted_logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("BertForMaskedLM", 128), ("GPT2LMHeadModel", 128), ("RobertaForMaskedLM", 126)],
+)
+def test_learned_positions_are_cut_to_the_rows_and_never_stretched(name, most, tmp_path):
+    tiny_network(name).save_pretrained(tmp_path)
+    network = load_backbone(tmp_path).eval()
+    ids = torch.arange(6, 22)[None]
+    with pytest.raises(ConfigError, match=rf"must be at most {most}, .* got {most + 1}"):
+        fit_positions(network, most + 1)
+    with torch.no_grad():
+        before = network(input_ids=ids).logits
+        fit_positions(network, 16)
+        torch.testing.assert_close(network(input_ids=ids).logits, before)
+    assert context_length_of(network.config) == 16
+    network.save_pretrained(tmp_path / "cut")
+    assert context_length_of(load_backbone(tmp_path / "cut").config) == 16
