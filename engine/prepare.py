@@ -216,8 +216,8 @@ def fill_defaults(
     params: GenerationParams,
     info: ModelInfo,
     *,
-    is_constrained: bool = False,
-    in_any_order: bool = True,
+    is_constrained: bool,
+    in_any_order: bool,
 ) -> GenerationParams:
     """Replace what the request leaves open by the model's defaults, and draw a seed."""
     defaults = info.defaults

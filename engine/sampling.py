@@ -23,7 +23,6 @@ BANNED = -1e30
 # Logits whose noise, of 8 bytes each, a core's second cache holds.
 _NUM_CACHED = 2**18
 
-
 R = TypeVar("R", bound=Rows)
 
 

@@ -55,7 +55,7 @@ class Ticker:
         tokenizer: Tokenizer | None,
         *,
         padded_to: int,
-        ticks_per_round: int = 1,
+        ticks_per_round: int,
     ) -> None:
         self.failure: str | None = None
         self._model = model
@@ -78,7 +78,7 @@ class Ticker:
     def run(self) -> list[Frame]:
         """One tick: admit, denoise every running request one step, send what changed; several
         steps where a round has so many."""
-        frames = self._farewell()
+        frames = self._tell_aborted()
         frames += self._admit()
         frames += self._write_forced()
         batch = list(self._scheduler.running.values())
@@ -105,13 +105,14 @@ class Ticker:
             self._scheduler.remove(request_id)
             self._aborted.append(running.request)
 
-    def _farewell(self) -> list[Frame]:
+    def _tell_aborted(self) -> list[Frame]:
         """The last frames of what was aborted since the tick before."""
         frames = [last_frame(request) for request in self._aborted]
         self._aborted.clear()
         return frames
 
     def _admit(self) -> list[Frame]:
+        """Give slots to those whose turn it is; the frames with which they begin."""
         frames = []
         while (request := self._scheduler.next_admissible()) is not None:
             try:
@@ -154,11 +155,16 @@ class Ticker:
         """The frames of what a step changed in each request that took part."""
         frames = []
         note_logprobs(batch, commits, self._tokenizer)
-        progress = commits.step.tolist(), commits.is_open.tolist(), changes_of(batch, commits)
-        went = commits.went.tolist()
-        for running, goes, step, is_open, changes in zip(batch, went, *progress, strict=True):
+        for running, went, step, is_open, changes in zip(
+            batch,
+            commits.went.tolist(),
+            commits.step.tolist(),
+            commits.is_open.tolist(),
+            changes_of(batch, commits),
+            strict=True,
+        ):
             # Some end before what was started with them is read.
-            if goes and self._scheduler.running.get(running.request.request_id) is running:
+            if went and self._scheduler.running.get(running.request.request_id) is running:
                 running.note_step(step, is_open)
                 running.num_commit_steps += bool(changes)
                 frames.append(self._commit(running, changes))
