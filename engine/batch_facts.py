@@ -45,9 +45,7 @@ class BatchFacts:
     num_top: int | None = None
 
 
-def describe_batch(
-    batch: Sequence[Running], *, num_tokens: int, whole_grid: bool = False
-) -> BatchFacts:
+def describe_batch(batch: Sequence[Running], *, num_tokens: int, whole_grid: bool) -> BatchFacts:
     """The facts of the requests that run; see `BatchFacts`."""
     requests = [running.request for running in batch]
     policies = [request.policy for request in requests]

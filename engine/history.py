@@ -48,7 +48,7 @@ def is_steady(
     grid: Grid,
     statistics: RowStatistics,
     *,
-    whole_grid: bool = False,
+    whole_grid: bool,
 ) -> Tensor:
     """Where the top token was the same in enough steps in a row (A, W) bool; notes this one."""
     slot, position = rows.slot[:, None], grid.position
@@ -67,7 +67,7 @@ def credit_tokens(
     grid: Grid,
     statistics: RowStatistics,
     *,
-    whole_grid: bool = False,
+    whole_grid: bool,
 ) -> BiasList:
     """Credit the top token of every masked position, and what that adds to logits: (A, W, K)."""
     earning = grid.masked & (rows.policy.credit > 0.0)[:, None]

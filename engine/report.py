@@ -84,7 +84,7 @@ def _spell(tokenizer: Tokenizer | None, token_id: int, logprob: float) -> TokenL
 def frame_of(
     running: Running,
     *,
-    update: TextUpdate | None = None,
+    update: TextUpdate | None,
     reason: FinishReason | None = None,
 ) -> Frame:
     """The frame of what a request has not sent yet; with a `reason`, its last one."""
