@@ -22,7 +22,7 @@ export function newAnswer(values, policy, seed) {
 }
 
 export class AnswerCard {
-  #state = new CanvasState();
+  #state;
   #player = null;
 
   // `actions`: regenerate(), keepSeed(seed), askAlone(), refine(text), openSettings(name), and choose() where two stand side by side.
@@ -30,6 +30,7 @@ export class AnswerCard {
     this.answer = answer;
     this.prompt = prompt;
     this.around = segments ? aroundHoles(segments) : null;
+    this.#state = new CanvasState(this.around?.within);
     // What became of a given text is read off its canvas.
     this.staysCanvas = Boolean(segments || draft);
     this.actions = actions;
@@ -41,8 +42,8 @@ export class AnswerCard {
     this.trouble = el("div", { class: "trouble", role: "alert" });
     this.tools = el("div", { class: "tools" });
     const head = label ? el("h2", { class: "answer-label", text: label }) : null;
-    const canvas = this.around ? makePassage(this.view.root, this.around) : this.view.root;
-    const body = el("div", { class: "answer-body" }, canvas, this.told, this.settled);
+    const canvas = this.around ? makePassage(this.view.root, this.around) : [this.view.root];
+    const body = el("div", { class: "answer-body" }, ...canvas, this.told, this.settled);
     const parts = [head, body, this.trouble, this.tools, this.meter];
     this.root = el("section", { class: "answer", "aria-label": label ?? "Answer" }, ...parts);
     if (answer.status === "running") this.#showRunning();
@@ -134,7 +135,7 @@ export class AnswerCard {
   }
 
   #makePlayer() {
-    const timeline = new Timeline(this.answer.recording);
+    const timeline = new Timeline(this.answer.recording, this.around?.within);
     if (timeline.last < 1) return;
     this.#player = new Player(timeline, (state, isAtEnd) => this.#showMoment(state, isAtEnd));
     this.view.show(timeline.seek(timeline.last));

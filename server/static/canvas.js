@@ -110,9 +110,10 @@ export class CanvasView {
   }
 }
 
-// A canvas within the given texts that it fills the hole between.
+// A canvas within the given texts that it fills the holes between, and what its looks mean.
 export function makePassage(canvas, { before, after }) {
-  return el("div", { class: "passage" }, before, canvas, after);
+  const key = "What was given is grey; what was filled in is tinted where the model was unsure.";
+  return [el("div", { class: "passage" }, before, canvas, after), el("p", { class: "fine key", text: key })];
 }
 
 function visibleEnd(state) {
@@ -127,13 +128,15 @@ function describe(state, position, end) {
   if (cell === undefined && (state.isEnded || position >= end)) return { key: "", lead: "", word: "", className: "", title: "" };
   if (cell === undefined) return describeMask(state, position);
   const word = cell.text.trimStart();
-  const tint = Math.round((1 - cell.confidence) * TINTS);
+  const isGiven = state.given?.has(position);
+  const look = isGiven ? "given" : `tint-${Math.round((1 - cell.confidence) * TINTS)}`;
   const was = state.draft.get(position);
   const isChanged = was !== undefined && was !== cell.text;
   const marks = `${cell.isEdit ? " edited" : ""}${isChanged ? " changed" : ""}`;
-  const className = word === "" ? "" : `word tint-${tint}${marks}`;
+  const className = word === "" ? "" : `word ${look}${marks}`;
   const lead = cell.text.slice(0, cell.text.length - word.length);
-  const title = isChanged && word !== "" ? `was “${was.trim()}”` : "";
+  const about = isGiven ? "given" : isChanged ? `was “${was.trim()}”` : "";
+  const title = word === "" ? "" : about;
   return { key: `${className}|${cell.text}`, lead, word, className, title };
 }
 

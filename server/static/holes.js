@@ -14,12 +14,13 @@ export function parseHoles(text) {
   return segments.length < 2 ? null : segments.filter((part) => part !== "");
 }
 
-// What stands before the first hole and after the last one.
+// What stands before the first hole, from there to the end of the last one, and after it.
 export function aroundHoles(segments) {
   const isHole = (part) => typeof part !== "string";
   const first = segments.findIndex(isHole);
   const last = segments.findLastIndex(isHole);
-  return { before: segments.slice(0, first).join(""), after: segments.slice(last + 1).join("") };
+  const [before, after] = [segments.slice(0, first), segments.slice(last + 1)];
+  return { before: before.join(""), within: segments.slice(first, last + 1), after: after.join("") };
 }
 
 // The same on the page, holes as small blocks that tell their length.

@@ -12,11 +12,14 @@ export function record(recording, frame, milliseconds) {
 }
 
 // The canvas after the events applied so far; `takeDirty` says what changed since it was asked.
+// Of a text with holes, `within` is what it is made of from the first hole to the last.
 export class CanvasState {
   #dirty = new Set();
   #isAllDirty = true;
+  #within;
 
-  constructor() {
+  constructor(within = []) {
+    this.#within = within;
     this.clear();
   }
 
@@ -25,6 +28,7 @@ export class CanvasState {
     Object.assign(this, { masked: 0, settled: 0, isEnded: false, end: 0, firstMasked: 0 });
     this.cells = new Map();
     this.draft = new Map();
+    this.given = null;
     this.#isAllDirty = true;
   }
 
@@ -38,6 +42,7 @@ export class CanvasState {
       this.#dirty.add(position);
       this.end = Math.max(this.end, position + 1);
     }
+    if (event.set?.length) this.given ??= findGiven(this.#within, this.cells, this.end);
     for (const position of event.unset ?? []) {
       this.cells.delete(position);
       this.#dirty.add(position);
@@ -105,13 +110,46 @@ export class CanvasState {
   }
 }
 
+// The positions of what is given between holes. Frames do not tell it from what is filled, but it
+// is there at once, is certain, and comes where the hole before it ends: after its length, or where
+// the text is found first if the hole was to find its length itself.
+function findGiven(within, cells, length) {
+  const given = new Set();
+  let start = 0;
+  let isFound = true;
+  for (const part of within) {
+    if (part.mask === "auto") isFound = false;
+    else if (part.mask) start += part.mask;
+    else {
+      let end = endOf(part, start, cells);
+      while (end === null && !isFound && start < length) end = endOf(part, ++start, cells);
+      if (end === null) break;
+      for (; start < end; start += 1) given.add(start);
+      isFound = true;
+    }
+  }
+  return given;
+}
+
+// Where a text ends that positions from `start` on spell; null if they do not.
+function endOf(text, start, cells) {
+  const isCertain = (position) => cells.get(position)?.confidence === 1;
+  let end = start;
+  let spelled = "";
+  for (; spelled !== text && text.startsWith(spelled) && isCertain(end); end += 1) spelled += cells.get(end).text;
+  if (spelled !== text) return null;
+  // Of a character of several tokens the first one has the text.
+  while (isCertain(end) && cells.get(end).text === "") end += 1;
+  return end;
+}
+
 // An answer's frames in time: `seek` goes to any moment, forwards or backwards.
 export class Timeline {
   #applied = 0;
 
-  constructor(recording) {
+  constructor(recording, within) {
     this.events = recording.events;
-    this.state = new CanvasState();
+    this.state = new CanvasState(within);
     this.moments = [];
     this.events.forEach((event, index) => {
       if (event.kind === "begin" || event.set?.length || event.unset?.length) this.moments.push(index);

@@ -53,6 +53,41 @@ def test_holes_are_filled_between_given_texts(stage):
     assert [m["content"] for m in stage.generator.messages] == ["hi"]
 
 
+@pytest.mark.parametrize("hole", ["⟦2⟧", "⟦auto⟧"])
+def test_what_was_given_between_holes_is_told_from_what_fills_them(stage, browser, tmp_path, hole):
+    page = stage.page
+    page.get_by_role("button", name="Fill holes").click()
+    # An "é" of two tokens; and before it a word that was filled as surely as that is given.
+    given = [(2, " é", 1.0, "unmask"), (3, "", 1.0, "unmask"), (4, " sat", 1.0, "unmask")]
+    steps = [([*given, (1, " cat", 1.0, "unmask")], ())]
+    steps += [
+        ([(0, " a", 0.5, "unmask"), (5, " é", 1.0, "unmask"), (6, " wall", 0.4, "unmask")], ())
+    ]
+    stage.generator.frames = write_frames(steps, 7)
+    stage.ask(f"So {hole} é sat ⟦2⟧.")
+    stage.done()
+    expect(page.locator(".passage")).to_have_text("So a cat é sat é wall.")
+    expect(page.locator(".word.given")).to_have_text(["é", "sat"])
+    expect(page.locator(".word.given").first).to_have_attribute("title", "given")
+    assert "tint" not in page.locator(".word.given").first.get_attribute("class")
+    expect(page.locator(".key")).to_contain_text("What was given is grey")
+    stage.shoot("filled-between")
+    page.get_by_label("Step", exact=True).fill("0")
+    expect(page.locator(".word")).to_have_count(0)
+    page.get_by_label("Step", exact=True).fill("1")
+    expect(page.locator(".word.given")).to_have_text(["é", "sat"])
+    expect(page.locator(".word:not(.given)")).to_have_text("cat")
+    stage.shoot("filling-between")
+    with page.expect_download() as download:
+        page.get_by_label("Save as a page that replays it").click()
+    download.value.save_as(tmp_path / "replay.html")
+    context = browser.new_context(offline=True)
+    saved = context.new_page()
+    saved.goto((tmp_path / "replay.html").as_uri())
+    expect(saved.locator(".word.given")).to_have_text(["é", "sat"])
+    context.close()
+
+
 def test_a_draft_is_refined_and_what_changed_is_marked(stage):
     page = stage.page
     stage.generator.frames = draft_frames()
