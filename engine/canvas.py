@@ -95,24 +95,9 @@ class Canvas:
         touching: Hole | None = None
         for part in parts:
             if isinstance(part, Hole):
-                if part.is_automatic:
-                    raise InvalidRequest(
-                        "a hole of automatic length is filled by Engine.generate, which tries "
-                        f"several; here it must have a length, got {part.length!r}",
-                        "prompt",
-                    )
-                if isinstance(part.length, bool) or not isinstance(part.length, int):
-                    raise InvalidRequest(
-                        f"a hole's length must be an integer, got {part.length!r}", "prompt"
-                    )
-                if not 1 <= part.length <= MAX_POSITIONS:
-                    raise InvalidRequest(
-                        f"a hole's length must be in 1..{MAX_POSITIONS}, got {part.length}",
-                        "prompt",
-                    )
                 if touching is not None and touching.constraint != part.constraint:
                     cuts.append(len(ids))
-                ids += [None] * part.length
+                ids += [None] * _checked_length(part)
                 touching = part
             elif None in part:
                 raise InvalidRequest("a text between holes must hold token ids, got None", "prompt")
@@ -184,3 +169,20 @@ def constraints_of(parts: Sequence[Sequence[int] | Hole]) -> list[Constraint | N
             constraints.append(part.constraint)
         touches = True
     return constraints
+
+
+def _checked_length(hole: Hole) -> int:
+    """The length of a hole that is to be filled as it is; raises InvalidRequest."""
+    if hole.is_automatic:
+        raise InvalidRequest(
+            "a hole of automatic length is filled by Engine.generate, which tries "
+            f"several; here it must have a length, got {hole.length!r}",
+            "prompt",
+        )
+    if isinstance(hole.length, bool) or not isinstance(hole.length, int):
+        raise InvalidRequest(f"a hole's length must be an integer, got {hole.length!r}", "prompt")
+    if not 1 <= hole.length <= MAX_POSITIONS:
+        raise InvalidRequest(
+            f"a hole's length must be in 1..{MAX_POSITIONS}, got {hole.length}", "prompt"
+        )
+    return hole.length
