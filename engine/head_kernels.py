@@ -286,8 +286,9 @@ def _without_banned(
 
 @triton.jit
 def _fold_measures(top, second, total, moment, some_top, some_second, tops, totals, moments):
-    """What is kept of rows (R,), with that of more columns (R, N), the tokens of a tile or shares:
-    the two largest logits of all of them, and the sums of each, relative to the top of each."""
+    """What is kept of rows (R,) with more columns (R, N) folded in, the tokens of a tile or shares:
+    `some_top` and `some_second` are the two largest logits of all of them; `totals` and `moments`
+    are each column's own, relative to its own top."""
     second = tl.maximum(tl.minimum(top, some_top), tl.maximum(second, some_second))
     largest = tl.maximum(top, some_top)
     total, moment = _relative_to(largest, top, total, moment)
@@ -297,7 +298,7 @@ def _fold_measures(top, second, total, moment, some_top, some_second, tops, tota
 
 @triton.jit
 def _fold_total(top, total, tops, totals):
-    """The top and the sum that are kept of rows (R,), with those of more columns (R, N)."""
+    """Top and total of rows (R,) with more columns (R, N) folded in, as in `_fold_measures`."""
     largest = tl.maximum(top, tl.max(tops, 1))
     more = tl.sum(totals * tl.exp(tops - largest[:, None]), 1)
     return largest, total * tl.exp(top - largest) + more
