@@ -50,6 +50,13 @@ app = typer.Typer(
 
 app.command()(serve)
 
+# Training has its own parser, and its own --help.
+HANDED_OVER: dict[str, Any] = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
 
 @app.command()
 def generate(
@@ -203,61 +210,61 @@ def bench(
         fail(str(error), code=2)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def train(context: typer.Context) -> None:
     """Pre-train a model: CONFIG --key value."""
     run_training("train", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def sft(context: typer.Context) -> None:
     """Fine-tune a model on chats: CONFIG --key value."""
     run_training("sft", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def tokenizer(context: typer.Context) -> None:
     """Train a byte-level BPE tokenizer, or take another's: FILES | --source S --output_dir DIR."""
     run_training("tokenizer", context.args)
 
 
-@app.command("eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command("eval", context_settings=HANDED_OVER)
 def evaluate(context: typer.Context) -> None:
     """Evaluate the ELBO of a model on a fixed grid."""
     run_training("eval", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def ngram(context: typer.Context) -> None:
     """Score an n-gram baseline on the same rows as `eval`."""
     run_training("ngram", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def export(context: typer.Context) -> None:
     """Write a checkpoint as a folder that `serve` takes."""
     run_training("export", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def convert(context: typer.Context) -> None:
     """Make a pretrained encoder or decoder ready for `train`: SOURCE OUT."""
     run_training("convert", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def sweep(context: typer.Context) -> None:
     """Search for the best configuration: SWEEP.yaml --trials N --workers N --storage URL."""
     run_training("sweep", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def push(context: typer.Context) -> None:
     """Send an exported folder to the hub: FOLDER OWNER/NAME --dry-run --private."""
     run_training("push", context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=HANDED_OVER)
 def harness(context: typer.Context) -> None:
     """Run tasks of lm-evaluation-harness: FOLDER TASKS --limit N --include_path DIR."""
     run_training("harness", context.args)

@@ -18,15 +18,23 @@ sweep      SWEEP.yaml       --trials N --workers N --storage URL --key value ...
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from diffusiongpt.training.config import ConfigError, DataConfig, RunError, TrainingConfig
-from diffusiongpt.training.config_file import load_config
+from diffusiongpt.training.config_file import describe_keys, load_config
+from diffusiongpt.training.options import (
+    OptionParser,
+    data_parser,
+    eval_options,
+    json_mapping,
+    whole_number,
+)
+
+HELP = ("-h", "--help")
 
 
 def _train(arguments: list[str]) -> None:
@@ -49,33 +57,50 @@ def _run(command: str, arguments: list[str], train: Callable[[TrainingConfig], P
         raise ConfigError(
             f"{command} needs a configuration file: {command} CONFIG.yaml --key value"
         )
-    wishes = {"--dry-run", "--explain-batch"}
-    asked = {flag: step for flag, _, step in (each.partition("=") for each in arguments)}
-    rest = [each for each in arguments[1:] if each.partition("=")[0] not in wishes]
+    wishes, rest = _wishes(arguments[1:])
     config = load_config(arguments[0], rest)
-    if "--explain-batch" in asked:
-        step = asked["--explain-batch"] or "0"
-        if not step.isdigit():
+    if "--explain-batch" in wishes:
+        step = wishes["--explain-batch"] or "0"
+        if not step.isdecimal():
             raise ConfigError(f"--explain-batch takes a step, got {step!r}")
         for line in show_batch(config, int(step)):
             _say(line)
-    if "--dry-run" in asked:
+    if "--dry-run" in wishes:
+        if wishes["--dry-run"]:
+            raise ConfigError(f"--dry-run takes no value, got {wishes['--dry-run']!r}")
         for line in report_cost(config):
             _say(line)
-    if not asked.keys() & wishes:
+    if not wishes:
         _say(f"wrote {train(config)}")
+
+
+def _wishes(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """What is to be said in place of training, with its values, and the other arguments."""
+    wishes: dict[str, str] = {}
+    rest: list[str] = []
+    before = ""
+    for each in arguments:
+        flag, _, value = each.partition("=")
+        if flag in ("--dry-run", "--explain-batch"):
+            wishes[flag] = value
+        elif before == "--explain-batch" and each.isdecimal():
+            wishes[before] = each
+        else:
+            rest.append(each)
+        before = each
+    return wishes, rest
 
 
 def _tokenizer(arguments: list[str]) -> None:
     from diffusiongpt.training.convert import adopt_tokenizer
     from diffusiongpt.training.run import make_tokenizer
 
-    parser = _parser("tokenizer")
+    parser = data_parser("tokenizer")
     parser.add_argument("files", nargs="*")
     parser.add_argument("--source")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--vocab_size", type=int, default=4096)
-    parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--vocab_size", type=whole_number(1), default=4096)
+    parser.add_argument("--max_length", type=whole_number(1), default=512)
     options = parser.parse_args(arguments)
     if bool(options.files) == bool(options.source):
         raise ConfigError(
@@ -95,22 +120,7 @@ def _eval(arguments: list[str]) -> None:
     from diffusiongpt.training.card import record_bound
     from diffusiongpt.training.judge import compare, evaluate, judge_generation
 
-    parser = _parser("eval")
-    parser.add_argument("folder")
-    parser.add_argument("files", nargs="+")
-    parser.add_argument("--draws", type=int, default=16)
-    parser.add_argument("--max_rows", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--block_length", type=int)
-    parser.add_argument("--against", nargs="+", default=[])
-    parser.add_argument("--record", action="store_true")
-    for wish in ("endings", "infill", "curve"):
-        parser.add_argument(f"--{wish}", action="append_const", dest="wishes", const=wish)
-    parser.add_argument("--fit", nargs="+", default=[])
-    parser.add_argument("--plot")
-    parser.add_argument("--max_tokens", type=int, default=128)
-    parser.add_argument("--count", type=int, default=64)
-    options = parser.parse_args(arguments)
+    options = eval_options(arguments)
     data = DataConfig(data_dir=options.data_dir, cache_dir=options.cache_dir)
     if options.wishes:
         for line in judge_generation(
@@ -152,12 +162,12 @@ def _eval(arguments: list[str]) -> None:
 def _ngram(arguments: list[str]) -> None:
     from diffusiongpt.training.judge import ngram_baseline
 
-    parser = _parser("ngram")
+    parser = data_parser("ngram")
     parser.add_argument("folder")
     parser.add_argument("files", nargs="+")
     parser.add_argument("--fit", nargs="+", required=True)
-    parser.add_argument("--order", type=int, default=5)
-    parser.add_argument("--max_rows", type=int)
+    parser.add_argument("--order", type=whole_number(1, 64), default=5)
+    parser.add_argument("--max_rows", type=whole_number(1))
     options = parser.parse_args(arguments)
     data = DataConfig(data_dir=options.data_dir, cache_dir=options.cache_dir)
     scores = ngram_baseline(
@@ -170,11 +180,11 @@ def _ngram(arguments: list[str]) -> None:
 def _export(arguments: list[str]) -> None:
     from diffusiongpt.training.folders import export
 
-    parser = _parser("export")
+    parser = data_parser("export")
     parser.add_argument("source")
     parser.add_argument("folder")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--sampler", type=json.loads, help="sampler defaults as JSON")
+    parser.add_argument("--sampler", type=json_mapping, help="sampler defaults as JSON")
     options = parser.parse_args(arguments)
     _say(f"wrote {export(options.source, options.folder, options.dtype, options.sampler)}")
 
@@ -182,7 +192,7 @@ def _export(arguments: list[str]) -> None:
 def _convert(arguments: list[str]) -> None:
     from diffusiongpt.training.convert import convert
 
-    parser = argparse.ArgumentParser(prog="diffusiongpt.training convert")
+    parser = OptionParser("convert")
     parser.add_argument("source")
     parser.add_argument("folder")
     options = parser.parse_args(arguments)
@@ -208,7 +218,7 @@ def _sweep(arguments: list[str]) -> None:
 def _push(arguments: list[str]) -> None:
     from diffusiongpt.training.publish import push
 
-    parser = argparse.ArgumentParser(prog="diffusiongpt.training push")
+    parser = OptionParser("push")
     parser.add_argument("folder")
     parser.add_argument("repo")
     parser.add_argument("--private", action="store_true")
@@ -223,14 +233,14 @@ def _push(arguments: list[str]) -> None:
 def _harness(arguments: list[str]) -> None:
     from diffusiongpt.training.harness import run_tasks
 
-    parser = argparse.ArgumentParser(prog="diffusiongpt.training harness")
+    parser = OptionParser("harness")
     parser.add_argument("folder")
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--include_path")
-    for name in ("limit", "num_fewshot"):
-        parser.add_argument(f"--{name}", type=int)
-    for name, value in (("draws", 32), ("max_tokens", 128), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--limit", type=whole_number(1))
+    parser.add_argument("--num_fewshot", type=whole_number(0))
+    for name, least, value in (("draws", 1, 32), ("max_tokens", 1, 128), ("seed", 0, 0)):
+        parser.add_argument(f"--{name}", type=whole_number(least), default=value)
     parser.add_argument("--chat", action="store_true")
     options = parser.parse_args(arguments)
     _say(run_tasks(**vars(options)))
@@ -250,33 +260,83 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"diffusiongpt.training {command}")
-    parser.add_argument("--data_dir", default=".")
-    parser.add_argument("--cache_dir", default="runs/cache")
-    return parser
-
-
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
+def _quieten() -> None:
+    """No bars of transformers' own, which write over ours; downloads keep theirs."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    enable_progress_bars()
+
+
+def _help(command: str) -> None:
+    """What a command takes: of those with a configuration, every key of it."""
+    usages = {
+        "train": "diffusiongpt train CONFIG.yaml [--dry-run] [--explain-batch[=STEP]] --key value",
+        "sft": "diffusiongpt sft CONFIG.yaml [--dry-run] [--explain-batch[=STEP]] --key value",
+        "sweep": "diffusiongpt sweep SWEEP.yaml --key value",
+    }
+    if command not in usages:
+        with suppress(SystemExit):
+            COMMANDS[command](["--help"])
+        return
+    _say(usages[command])
+    if command == "sweep":
+        from diffusiongpt.training.space import describe_sweep
+
+        _say("\n".join(describe_sweep()))
+    _say("\n".join(describe_keys()))
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; a refusal is one sentence and status 2, a run that ends early 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    if arguments and arguments[0] in HELP:
+        _say(__doc__ or "")
+        return 0
     if not arguments or arguments[0] not in COMMANDS:
         sys.stderr.write(f"the command must be one of {', '.join(COMMANDS)}\n")
         return 2
     try:
-        COMMANDS[arguments[0]](arguments[1:])
-    except (ConfigError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
+        return _run_command(arguments[0], arguments[1:])
+    except (ConfigError, *REFUSED) as error:
+        sys.stderr.write(f"{_sentence(error)}\n")
         return 2
-    except RunError as error:
-        sys.stderr.write(f"{error}\n")
+    except (RunError, OSError) as error:
+        sys.stderr.write(f"{_sentence(error)}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+REFUSED = (
+    FileNotFoundError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    FileExistsError,
+)
+
+
+def _run_command(command: str, arguments: list[str]) -> int:
+    if any(each in HELP for each in arguments):
+        _help(command)
+        return 0
+    _quieten()
+    COMMANDS[command](arguments)
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 if __name__ == "__main__":

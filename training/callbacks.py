@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from types import FrameType
@@ -16,6 +17,8 @@ from transformers import (
 )
 
 from diffusiongpt.training.trainer import RunClock, agree
+
+logger = logging.getLogger(__name__)
 
 
 class ClockCallback(TrainerCallback):
@@ -61,10 +64,13 @@ class ClockCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """A progress bar with loss, tokens per second and the time that is left."""
+    """Loss, tokens per second and the time that is left: a bar, or a line where there is none.
 
-    def __init__(self, clock: RunClock, tokens_per_step: int, shown: bool) -> None:
-        self.clock, self.tokens_per_step, self.shown = clock, tokens_per_step, shown
+    On the first process; `has_bar` is whether somebody looks on.
+    """
+
+    def __init__(self, clock: RunClock, tokens_per_step: int, has_bar: bool) -> None:
+        self.clock, self.tokens_per_step, self.has_bar = clock, tokens_per_step, has_bar
         self.bar: Any = None
         self.last = (0, 0.0)
 
@@ -72,8 +78,11 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar where the run stands."""
-        self.bar = tqdm(total=1000, unit="‰", disable=not self.shown, mininterval=5)
+        shown = self.has_bar and state.is_world_process_zero
+        self.bar = tqdm(total=1000, unit="‰", disable=not shown, mininterval=5)
         self.last = (state.global_step, time.monotonic())
+        if state.global_step and state.is_world_process_zero:
+            logger.info("going on after step %d", state.global_step)
 
     def on_log(
         self,
@@ -84,22 +93,28 @@ class ProgressCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show what the last steps did."""
-        if not logs or "loss" not in logs or self.bar is None:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         step, now = state.global_step, time.monotonic()
         rate = (step - self.last[0]) * self.tokens_per_step / max(now - self.last[1], 1e-9)
         self.last = (step, now)
         progress = min(self.clock.progress(step), 1.0)
         left_s = self.clock.elapsed_s * (1 - progress) / max(progress, 1e-9)
-        self.bar.n = round(1000 * progress)
-        self.bar.set_postfix_str(
+        said = (
             f"step {step} loss {float(logs['loss']):.3f} lr {float(logs['learning_rate']):.1e} "
             f"{rate:,.0f} tokens/s {left_s / 60:.1f} min left"
         )
+        if not self.has_bar:
+            logger.info("%s", said)
+            return
+        self.bar.n = round(1000 * progress)
+        self.bar.set_postfix_str(said)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the bar."""
+        """Close the bar where the run stands."""
         if self.bar is not None:
+            self.bar.n = round(1000 * min(self.clock.progress(state.global_step), 1.0))
+            self.bar.refresh()
             self.bar.close()

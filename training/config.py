@@ -14,6 +14,18 @@ DECAY_SHAPES = ("sqrt", "cosine", "linear")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("bf16", "autocast", "float32")
 STAGES = ("pretrain", "sft")
+TRACKERS = ("none", "wandb", "tensorboard")
+
+# What may be said for a key that takes one of several words.
+CHOICES: Mapping[str, Sequence[str]] = {
+    "stage": STAGES,
+    "objective": OBJECTIVES,
+    "noise": NOISES,
+    "schedule": SCHEDULES,
+    "optimizer": OPTIMIZERS,
+    "precision": PRECISIONS,
+    "report_to": TRACKERS,
+}
 
 
 class ConfigError(ValueError):
@@ -55,7 +67,14 @@ class ModelConfig:
     lora_alpha: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "global_attn_every_n_layers",
+            "lora_alpha",
+        ):
             _between(f"model.{name}", getattr(self, name), 1, 1 << 20)
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ConfigError(
@@ -97,8 +116,15 @@ class DataConfig:
         _between("data.max_turns", self.max_turns, 1, 1 << 20)
         _between("data.max_trailing_eos", self.max_trailing_eos, 1, 1024)
         _between("data.shuffle_buffer_size", self.shuffle_buffer_size, 1, 1 << 20)
+        _between("data.generated_chats", self.generated_chats, 0, 1 << 40)
+        _between("data.story_requests", self.story_requests, 0, 1 << 40)
+        if self.max_documents is not None:
+            _between("data.max_documents", self.max_documents, 1, 1 << 40)
         for name, weight in self.mix.items():
-            if not isinstance(weight, int | float) or weight <= 0:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"data.mix must name files or datasets, got {name!r}")
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not is_number or not 0 < weight <= 1 << 20:
                 raise ConfigError(f"data.mix.{name} must be a number > 0, got {weight!r}")
 
 
@@ -138,6 +164,12 @@ class DiffusionConfig:
         _between("diffusion.edit_loss_weight", self.edit_loss_weight, 0.0, 1000.0)
         if self.num_diffusion_steps is not None:
             _between("diffusion.num_diffusion_steps", self.num_diffusion_steps, 1, 1 << 20)
+        for name in ("insertion_corruption", "deletion_corruption"):
+            if getattr(self, name) and self.edit_stage_start is None:
+                raise ConfigError(
+                    f"diffusion.{name} is of the edit stage, so diffusion.edit_stage_start must "
+                    "be given, got none"
+                )
         if self.edit_stage_start is not None:
             _between("diffusion.edit_stage_start", self.edit_stage_start, 0.0, 1.0)
             if self.objective == "causal":
@@ -224,10 +256,23 @@ class RunConfig:
         _choice("run.optimizer", self.optimizer, OPTIMIZERS)
         _choice("run.precision", self.precision, PRECISIONS)
         _choice("run.decay_shape", self.decay_shape, DECAY_SHAPES)
-        for name in ("warmup_fraction", "decay_fraction", "ema_decay", "beta2"):
+        _choice("run.report_to", self.report_to, TRACKERS)
+        if not self.output_dir:
+            raise ConfigError("run.output_dir must name a folder, got ''")
+        for name in ("warmup_fraction", "decay_fraction", "ema_decay"):
             _between(f"run.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "log_steps"):
             _between(f"run.{name}", getattr(self, name), 1, 1 << 40)
+        _between("run.beta2", self.beta2, 0.0, 1 - 1e-9)
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay"):
+            _between(f"run.{name}", getattr(self, name), 0.0, 1000.0)
+        _between("run.max_grad_norm", self.max_grad_norm, 0.0, 1e9)
+        _between("run.save_every_minutes", self.save_every_minutes, 0.0, 1e9)
+        _between("run.seed", self.seed, 0, (1 << 32) - 1)
+        if self.max_minutes is not None:
+            _between("run.max_minutes", self.max_minutes, 1e-3, 1e9)
+        if self.save_steps is not None:
+            _between("run.save_steps", self.save_steps, 1, 1 << 40)
         if self.target_param_data_ratio is not None:
             _between("run.target_param_data_ratio", self.target_param_data_ratio, 1e-6, 1e6)
         if self.sample_steps is not None:

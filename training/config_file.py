@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from diffusiongpt.training.config import (
+    CHOICES,
     ConfigError,
     DataConfig,
     DiffusionConfig,
@@ -45,13 +47,22 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
     if path is not None:
         if not Path(path).is_file():
             raise ConfigError(f"the configuration file {str(path)!r} does not exist")
-        raw = parse_yaml(str(path), Path(path).read_text(encoding="utf-8")) or {}
+        raw = read_yaml(path) or {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(raw).__name__}")
     values: dict[str, Any] = {key: _copy(value) for key, value in raw.items()}
     for key, value in _pairs(overrides):
         _set(values, key, value)
     return from_mapping(values)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value that a YAML file stands for."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8, and is not: {error.reason}") from error
+    return parse_yaml(str(path), text)
 
 
 def parse_yaml(name: str, text: str) -> Any:
@@ -71,7 +82,8 @@ def from_mapping(values: Mapping[str, Any]) -> TrainingConfig:
             raise ConfigError(f"unknown key {key!r}; accepted are {', '.join(sorted(known))}")
     built: dict[str, Any] = {}
     for name, section in _SECTIONS.items():
-        built[name] = _build(name, section, values.get(name) or {})
+        given = values.get(name)
+        built[name] = _build(name, section, {} if given is None else given)
     if "stage" in values:
         built["stage"] = values["stage"]
     return TrainingConfig(**built)
@@ -82,6 +94,28 @@ def to_mapping(config: TrainingConfig) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
     plain["data"]["mix"] = dict(plain["data"]["mix"])
     return plain
+
+
+def describe_keys() -> Iterator[str]:
+    """Every key of a configuration, by section, with what it takes and its default."""
+    yield f"stage: {', '.join(CHOICES['stage'])} (pretrain)"
+    for name, section in _SECTIONS.items():
+        yield f"{name}:"
+        hints = typing.get_type_hints(section)
+        for each in dataclasses.fields(section):
+            unset = each.default is dataclasses.MISSING
+            default = "nothing" if unset or each.default in (None, "") else _plain(each.default)
+            accepted = ", ".join(CHOICES.get(each.name, ())) or _accepted(hints[each.name])
+            yield f"  {each.name}: {accepted} ({default})"
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _accepted(hint: Any) -> str:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return " or ".join(TYPE_NAMES[typing.get_origin(option) or option] for option in options)
 
 
 def _build(name: str, section: type[Any], values: Any) -> Any:
@@ -123,9 +157,16 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
                 return tuple(value)
             continue
         if typing.get_origin(option) is not None and isinstance(value, Mapping):
-            return dict(value)
-    accepted = " or ".join(TYPE_NAMES[typing.get_origin(option) or option] for option in options)
-    raise ConfigError(f"{name} must be {accepted}, got {value!r}")
+            return {key: _number(item) for key, item in value.items()}
+    raise ConfigError(f"{name} must be {_accepted(hint)}, got {value!r}")
+
+
+def _number(value: Any) -> Any:
+    """A number where YAML 1.1 reads 1e-3 as a string; anything else stays what it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, Any]]:
@@ -139,8 +180,13 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         if not equals and not rest:
             raise ConfigError(f"--{key} needs a value")
         value = parse_yaml(f"--{key}", inline if equals else rest.pop(0))
-        pairs.append((key.replace("-", "_"), value))
+        pairs.append((_underscored(key), value))
     return pairs
+
+
+def _underscored(key: str) -> str:
+    """`--batch-size` is `--batch_size`; a name in the mix stays what it is."""
+    return key if key.startswith("data.mix.") else key.replace("-", "_")
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -152,13 +198,31 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
             return
         owners = [s for s, cls in _SECTIONS.items() if key in typing.get_type_hints(cls)]
         if not owners:
-            raise ConfigError(f"unknown option --{key}; no section has this key")
+            raise ConfigError(f"unknown option --{key}; {_meant(key)}")
         section, name = owners[0], key
-    parent = values.setdefault(section, {})
-    while "." in name and section in _SECTIONS and name.split(".")[0] == "mix":
-        first, _, name = name.partition(".")
-        parent = parent.setdefault(first, {})
+    if section not in _SECTIONS:
+        raise ConfigError(f"unknown option --{key}; sections are {', '.join(_SECTIONS)}")
+    parent = _mapping_in(values, section)
+    if section == "data" and name.startswith("mix."):
+        parent, name = _mapping_in(parent, "mix"), name.removeprefix("mix.")
     parent[name] = value
+
+
+def _mapping_in(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping under a key; an empty one where there is nothing."""
+    if values.get(key) is None:
+        values[key] = {}
+    if not isinstance(values[key], dict):
+        raise ConfigError(f"{key!r} must be a mapping, got {values[key]!r}")
+    found: dict[str, Any] = values[key]
+    return found
+
+
+def _meant(key: str) -> str:
+    """What somebody who wrote an unknown key may have meant."""
+    keys = [name for section in _SECTIONS.values() for name in typing.get_type_hints(section)]
+    near = difflib.get_close_matches(key, keys, n=1)
+    return f"did you mean --{near[0]}?" if near else "no section has this key"
 
 
 def _copy(value: Any) -> Any:

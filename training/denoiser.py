@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from diffusiongpt.engine.last_layer import narrow_last_layer
 from diffusiongpt.engine.native import layers_of
@@ -47,6 +48,11 @@ def build_network(
 def _random_network(
     config: ModelConfig, vocab_size: int, max_length: int, special: dict[str, int]
 ) -> ModernBertForMaskedLM:
+    if config.hidden_activation not in ACT2FN:
+        accepted = ", ".join(sorted(ACT2FN))
+        raise ConfigError(
+            f"model.hidden_activation must be one of {accepted}, got {config.hidden_activation!r}"
+        )
     numbers: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": config.hidden_size,

@@ -13,13 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import numpy.typing as npt
+from jinja2 import TemplateError
 
 from diffusiongpt.training.chats import story_requests
 from diffusiongpt.training.config import ConfigError, DataConfig
-from diffusiongpt.training.sources import content_key, find_file, open_records, read_records
+from diffusiongpt.training.sources import content_key, open_records
 
 Ids = npt.NDArray[np.int32]
 CACHE_VERSION = 2
@@ -58,17 +61,39 @@ def render_pairs(
             )
         messages = record["messages"]
         for turn in last_turns(messages, generator, max_turns):
-            prompt = tokenizer.apply_chat_template(
-                messages[:turn], tokenize=False, add_generation_prompt=True
-            )
+            prompt = render_chat(tokenizer, messages[:turn], add_generation_prompt=True)
             yield prompt, messages[turn]["content"].strip()
+
+
+def render_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False
+) -> str:
+    """What the tokenizer's chat template makes of messages.
+
+    Raises:
+        ConfigError: there is no template, or it refuses these roles in this order.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except (TemplateError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"the tokenizer's chat template cannot render the roles {roles}: {reason}"
+        ) from error
+    return text
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of many texts, without special tokens added."""
     if not texts:
         return []
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    # Not verbose: texts are longer than the context, and are cut into rows afterwards.
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
     return encoded
 
 
@@ -104,17 +129,27 @@ class PieceStore:
         """Read the pieces stored under `key`, or make and store them."""
         path = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
         if path.is_file():
-            with np.load(path) as stored:
-                return cls(stored["ids"].astype(np.int32), stored["ends"], stored["fixed"])
+            try:
+                with path.open("rb") as file, np.load(file) as stored:
+                    return cls(stored["ids"].astype(np.int32), stored["ends"], stored["fixed"])
+            except (ValueError, KeyError, EOFError, BadZipFile, ZlibError) as error:
+                logger.info("%s is damaged (%s) and is made anew", path, error)
         store = cls.from_lists(make)
+        store._write(path)
+        return store
+
+    def _write(self, path: Path) -> None:
+        """Store the pieces; what cannot be written to its end leaves nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial.npz")  # processes may meet here
-        small = np.uint16 if store.ids.max(initial=0) < 1 << 16 else np.int32
-        np.savez_compressed(
-            partial, ids=store.ids.astype(small), ends=store.ends, fixed=store.fixed
-        )
-        partial.rename(path)
-        return store
+        small = np.uint16 if self.ids.max(initial=0) < 1 << 16 else np.int32
+        try:
+            np.savez_compressed(
+                partial, ids=self.ids.astype(small), ends=self.ends, fixed=self.fixed
+            )
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_store(name: str, config: DataConfig, tokenizer: Any, stage: str) -> PieceStore:
@@ -143,7 +178,7 @@ def known_content(name: str, config: DataConfig) -> str:
         FileNotFoundError: the records are not there, and the cache never saw them.
     """
     path = Path(config.cache_dir) / CONTENTS_FILE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = _contents(path)
     try:
         content = content_key(name, config.data_dir)
     except FileNotFoundError:
@@ -157,6 +192,15 @@ def known_content(name: str, config: DataConfig) -> str:
         partial.write_text(json.dumps({**known, name: content}), encoding="utf-8")
         partial.rename(path)
     return content
+
+
+def _contents(path: Path) -> dict[str, str]:
+    """What a cache says of its texts; nothing where there is none, or it is damaged."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def encode_records(
@@ -198,7 +242,7 @@ def _text_of(record: Mapping[str, Any], tokenizer: Any) -> str:
     if "text" in record:
         return str(record["text"])
     if "messages" in record:
-        return str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
+        return render_chat(tokenizer, record["messages"])
     raise ConfigError(f"a record has neither text nor messages; it has {', '.join(sorted(record))}")
 
 
@@ -209,7 +253,7 @@ def story_store(config: DataConfig, tokenizer: Any, seed: int) -> PieceStore:
     parts.append(tokenizer.backend_tokenizer.to_str())
 
     def pieces() -> Iterator[tuple[Sequence[int], int]]:
-        records = read_records(find_file(config.data_dir, source))
+        records = open_records(source, config.data_dir)
         yield from encode_records(story_requests(records, count, seed), tokenizer, "sft")
 
     return PieceStore.cached("\n".join(parts), config.cache_dir, pieces())

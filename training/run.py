@@ -6,16 +6,18 @@ import atexit
 import copy
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import PreTrainedModel, default_data_collator
+from transformers import PreTrainedModel, PrinterCallback, default_data_collator
 
 from diffusiongpt.training.backbones import has_adapters, merge_adapters
 from diffusiongpt.training.callbacks import ClockCallback, ProgressCallback
@@ -131,7 +133,9 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     run = config.run
     tokens = run.batch_size * run.gradient_accumulation_steps * config.data.max_seq_length
     trainer.add_callback(ClockCallback(trainer.clock, run.save_every_minutes))
-    trainer.add_callback(ProgressCallback(trainer.clock, tokens, run.progress_bar))
+    trainer.remove_callback(PrinterCallback)  # our own says more
+    has_bar = run.progress_bar and sys.stderr.isatty()
+    trainer.add_callback(ProgressCallback(trainer.clock, tokens * processes, has_bar))
     if run.sample_steps is not None:
         export = partial(export_average, trainer)
         trainer.add_callback(SampleCallback(trainer, run.sample_steps, export))
@@ -145,6 +149,10 @@ def _check_launch(run: RunConfig, processes: int) -> None:
                 f"accelerate asks for {name}, which cannot be honoured: on CPUs it would make DDP "
                 "of it; launch without it, and with --fsdp true to split the weights"
             )
+    if run.report_to != "none" and find_spec(run.report_to) is None:
+        raise ConfigError(
+            f"run.report_to={run.report_to} needs it to be installed: pip install {run.report_to}"
+        )
     if run.fsdp and processes == 1:
         raise ConfigError(
             "run.fsdp splits the weights over processes, and there is 1; launch more of them "
@@ -174,8 +182,9 @@ def show_batch(config: TrainingConfig, step: int) -> Iterator[str]:
 
 def train(config: TrainingConfig) -> Path:
     """Run a stage to its end (or resume it) and write the averaged weights into `final`."""
-    trainer = make_trainer(config)
     output = Path(config.run.output_dir)
+    _check_writable(output)
+    trainer = make_trainer(config)
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(output) if config.run.resume else None
     if checkpoint:
@@ -184,8 +193,24 @@ def train(config: TrainingConfig) -> Path:
         if checkpoint is None:
             forget_checkpoints(output)
         (output / CONFIG_FILE).write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        kept = last_checkpoint(output)
+        logger.info(
+            "the last whole checkpoint is %s" if kept else "there is no checkpoint%s", kept or ""
+        )
+        raise
     return write_final(trainer, output / "final")
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse at once what would be noticed at the first checkpoint."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"run.output_dir must be a folder that can be written to, got {str(folder)!r}"
+        )
 
 
 def sft(config: TrainingConfig) -> Path:

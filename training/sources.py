@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongpt.training.config import ConfigError
-from diffusiongpt.training.config_file import parse_yaml
+from diffusiongpt.training.config_file import read_yaml
+from diffusiongpt.training.records import Record, checked, shown
 from diffusiongpt.training.tokenizer import END_OF_TEXT
 
-Record = dict[str, Any]
 SUFFIXES = ("", ".jsonl", ".jsonl.xz", ".parquet", ".txt")
 
 
@@ -51,7 +51,7 @@ class TaskFile:
 
 def read_task_file(path: Path) -> TaskFile:
     """A task file; unknown keys and nonsense are refused by name."""
-    raw = parse_yaml(f"the task file {path}", path.read_text(encoding="utf-8"))
+    raw = read_yaml(path)
     known = {each.name for each in dataclasses.fields(TaskFile)}
     if not isinstance(raw, dict) or "dataset" not in raw:
         raise ConfigError(f"the task file {path} must be a mapping with the key dataset")
@@ -59,14 +59,27 @@ def read_task_file(path: Path) -> TaskFile:
         if key not in known:
             accepted = ", ".join(sorted(known))
             raise ConfigError(f"{path} has the unknown key {key!r}; accepted are {accepted}")
-    task = TaskFile(**raw)
+        kind, words = (Mapping, "a mapping") if key == "roles" else (str, "a text")
+        if raw[key] is not None and not isinstance(raw[key], kind):
+            raise ConfigError(f"{key} in {path} must be {words}, got {shown(raw[key])}")
+    task = TaskFile(**{key: value for key, value in raw.items() if value is not None})
     if (task.text is None) == (task.messages is None):
         raise ConfigError(f"{path} must name one column: text or messages")
     return task
 
 
 def open_records(name: str, data_dir: str) -> Iterator[Record]:
-    """The records that a name in `data.mix` stands for."""
+    """The records that a name in `data.mix` stands for, each of them checked.
+
+    Raises:
+        ConfigError: a source that cannot be read, or a record that is none, by its number.
+        FileNotFoundError: no such file.
+    """
+    for number, record in enumerate(_records_of(name, data_dir), start=1):
+        yield checked(record, f"record {number} of {name}")
+
+
+def _records_of(name: str, data_dir: str) -> Iterator[Record]:
     if name.endswith((".yaml", ".yml")):
         yield from _task_records(read_task_file(_find_task(data_dir, name)), data_dir)
         return
@@ -103,7 +116,16 @@ def find_file(data_dir: str, name: str) -> Path:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file, one after another."""
+    """The records of a file, one after another; one that is damaged is refused by its name."""
+    try:
+        yield from _read_records(path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8, and is not: {error.reason}") from error
+    except (lzma.LZMAError, EOFError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from error
+
+
+def _read_records(path: Path) -> Iterator[Record]:
     if path.suffix == ".txt":
         yield from _text_records(path)
     elif path.suffix == ".parquet":
@@ -119,14 +141,15 @@ def normalise(row: Mapping[str, Any], task: TaskFile, where: str) -> Record:
         raise ConfigError(f"{where} has no column {column!r}; it has {', '.join(sorted(row))}")
     if task.text is not None:
         return {"text": row[column]}
-    messages = [
-        {
-            "role": task.roles.get(str(message[task.role]), str(message[task.role])),
-            "content": message[task.content] or "",
-        }
-        for message in row[column]
-    ]
-    return {"messages": messages}
+    return {"messages": [_message(each, task, where) for each in row[column] or ()]}
+
+
+def _message(message: Any, task: TaskFile, where: str) -> dict[str, Any]:
+    for key in (task.role, task.content):
+        if not isinstance(message, Mapping) or key not in message:
+            raise ConfigError(f"{where} has a message without {key!r}: {shown(message)}")
+    role = str(message[task.role])
+    return {"role": task.roles.get(role, role), "content": message[task.content]}
 
 
 def _digest(path: Path) -> str:
@@ -187,7 +210,7 @@ def _hub_rows(dataset: str, config: str | None, split: str) -> Iterator[Record]:
 
 def _json_records(path: Path) -> Iterator[Record]:
     opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -196,14 +219,14 @@ def _json_records(path: Path) -> Iterator[Record]:
             except json.JSONDecodeError as error:
                 raise ConfigError(f"line {number} of {path} is not JSON: {error.msg}") from error
             if not isinstance(record, dict):
-                raise ConfigError(f"line {number} of {path} must be an object, got {line.strip()}")
+                raise ConfigError(f"line {number} of {path} must be an object, got {shown(record)}")
             yield record
 
 
 def _text_records(path: Path) -> Iterator[Record]:
     """Documents between `<|endoftext|>`; a file without one is a document."""
     lines: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for line in file:
             *ended, rest = line.split(END_OF_TEXT)
             for part in ended:
@@ -222,9 +245,13 @@ def _document(lines: list[str]) -> Iterator[Record]:
 
 def _parquet_records(path: Path) -> Iterator[Record]:
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ConfigError(f"{path} needs pyarrow: pip install diffusiongpt[data]") from error
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusiongpt.training.config_file import (
     from_mapping,
     load_config,
     parse_yaml,
+    read_yaml,
     to_mapping,
 )
 
@@ -88,7 +90,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     if not Path(path).is_file():
         raise ConfigError(f"the sweep's file {str(path)!r} does not exist")
-    raw = parse_yaml(str(path), Path(path).read_text(encoding="utf-8"))
+    raw = read_yaml(path)
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path} must hold a mapping, got {raw!r}")
     for key in raw:
@@ -104,6 +106,13 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
         eval_files=_files(raw.get("eval_files")),
         **plain,
     )
+
+
+def describe_sweep() -> Iterator[str]:
+    """The keys of a sweep's own, with what they take and their defaults."""
+    defaults = {each.name: each.default for each in fields(SweepConfig)}
+    for key, (kind, _) in _PLAIN.items():
+        yield f"{key}: {TYPE_NAMES[kind]} ({defaults[key] or 'nothing'})"
 
 
 def with_values(base: TrainingConfig, values: Mapping[str, Any]) -> TrainingConfig:
@@ -122,11 +131,12 @@ def _base(raw: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> Train
     name = raw.get("base")
     if not isinstance(name, str):
         raise ConfigError(f"base in {path} must name a training configuration, got {name!r}")
-    base = load_config(path.parent / name, overrides)
     fixed = raw.get("set") or {}
-    if not isinstance(fixed, Mapping):
+    if not isinstance(fixed, Mapping) or not all("." in str(key) for key in fixed):
         raise ConfigError(f"set in {path} must be a mapping of section.key names, got {fixed!r}")
-    return with_values(base, fixed)
+    # What is said last counts: the base, then `set`, then the command line.
+    pairs = [f"--{key}={json.dumps(value)}" for key, value in fixed.items()]
+    return load_config(path.parent / name, [*pairs, *overrides])
 
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -277,6 +277,10 @@ class DiffusionTrainer(Trainer):
             )
         return self.lr_scheduler
 
+    def _get_learning_rate(self) -> float:
+        """AdamW's, which `run.learning_rate` means; Muon's group comes first where there is one."""
+        return float(self.optimizer.param_groups[-1]["lr"])  # type: ignore[union-attr]
+
     @property
     def masters(self) -> MasterWeights:
         """Our optimiser, without accelerate's wrapper."""

@@ -91,4 +91,8 @@ def test_the_commands_say_and_do_not_train(make_config, tmp_path, capsys):
     assert "minutes in all" in said
     assert main(["train", str(path), "--explain-batch=soon"]) == 2
     assert "takes a step, got 'soon'" in capsys.readouterr().err
+    assert main(["train", str(path), "--explain-batch", "3"]) == 0
+    assert capsys.readouterr().out.startswith("step 3, ")
+    assert main(["train", str(path), "--dry-run=3"]) == 2
+    assert "--dry-run takes no value, got '3'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "final").exists()

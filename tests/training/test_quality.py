@@ -190,6 +190,6 @@ def test_a_served_model_is_judged_at_every_cost(make_config, tokenizer, cycle, c
     assert main([*curve, "--plot", "no/such/folder.png"]) == 2
     assert "'no/such/folder.png' cannot be written" in capsys.readouterr().err
     assert main([*arguments, "--infill", "--plot", str(picture)]) == 2
-    assert "--plot draws the --curve of one file" in capsys.readouterr().err
+    assert "--plot is of --curve, which is not given" in capsys.readouterr().err
     assert main([*arguments, "--curve"]) == 2
     assert "--curve needs --fit" in capsys.readouterr().err

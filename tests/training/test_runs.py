@@ -186,3 +186,34 @@ def test_sharded_weights_are_refused_and_not_silently_replicated(make_config, mo
     monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")
     with pytest.raises(ConfigError, match=f"accelerate asks for {kind}, which cannot be honoured"):
         make_trainer(make_config())
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_else(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/run"):
+        config = make_config(run={"output_dir": str(tmp_path / name)}, data={"tokenizer": "none"})
+        with pytest.raises(ConfigError, match=r"run\.output_dir must be a folder that can be"):
+            train(config)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(make_config, monkeypatch):
+    monkeypatch.setattr("diffusiongpt.training.run.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="report_to=wandb needs it to be installed: pip install"):
+        make_trainer(make_config(run={"report_to": "wandb"}))
+
+
+def test_an_unknown_activation_is_refused_with_those_there_are(make_config):
+    with pytest.raises(ConfigError, match=r"must be one of .*gelu.*, got 'abc'"):
+        make_trainer(make_config(model={"hidden_activation": "abc"}))
+
+
+def test_progress_is_lines_where_nobody_looks_on_and_names_the_learning_rate_that_was_set(
+    make_config, caplog, capsys
+):
+    rates = {"learning_rate": 1e-3, "muon_learning_rate": 0.5, "optimizer": "muon"}
+    with caplog.at_level("INFO"):
+        train(make_config(run={**rates, "max_steps": 4, "warmup_fraction": 0, "decay_fraction": 0}))
+    assert caplog.text.count("tokens/s") == 4
+    assert "step 4 loss" in caplog.text
+    assert "lr 1.0e-03" in caplog.text
+    assert capsys.readouterr().out == ""

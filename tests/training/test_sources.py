@@ -1,11 +1,14 @@
 """Records from files, folders and task files; what cannot be read is refused in a sentence."""
 
+import copy
+import errno
 import json
+import lzma
 
 import pytest
 
 from diffusiongpt.training.config import ConfigError, DataConfig
-from diffusiongpt.training.pieces import load_store
+from diffusiongpt.training.pieces import load_store, render_pairs
 from diffusiongpt.training.sources import content_key, open_records, read_task_file
 
 TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
@@ -76,13 +79,95 @@ def test_what_cannot_be_read_is_refused(tmp_path, name, content, words):
         list(open_records(name, str(tmp_path)))
 
 
+LINE = b'{"text": "the cat"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", LINE + b'{"text": "caf\xe9"}', "a.jsonl must be UTF-8, and is not"),
+        ("a.txt", b"caf\xe9", "a.txt must be UTF-8, and is not"),
+        ("a.jsonl.xz", b"nonsense", "a.jsonl.xz is damaged"),
+        ("a.jsonl.xz", lzma.compress(LINE * 9)[:-9], "a.jsonl.xz is damaged"),
+        ("a.parquet", b"nonsense", "a.parquet is damaged"),
+        ("a.jsonl", LINE + b'{"title": "x"}', "record 2 of a has neither .*; it has title"),
+        ("a.jsonl", LINE + b'{"text": 5}', "record 2 of a: text must be a text or null, got 5"),
+        ("a.jsonl", b'{"text": "a \\ud800"}', "text must be Unicode, got .*in position 2"),
+        ("a.jsonl", b'{"messages": "hi"}', "messages must be a list of objects, got 'hi'"),
+        ("a.jsonl", b'{"messages": [{"content": "hi"}]}', "must be objects with a role"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": [1]}]}', "content must be a text"),
+        ("a.yaml", b"dataset: b.jsonl\nmessages: m\nroles: [x]\n", "roles in .* a mapping, got"),
+        ("a.yaml", b"dataset: b.jsonl\nmessages: m\n", "m has a message without 'role': {}"),
+        ("a.yaml", b"dataset: caf\xe9", "a.yaml must be UTF-8"),
+    ],
+)
+def test_what_is_damaged_is_refused_by_name(tmp_path, name, content, words):
+    write(tmp_path / "b.jsonl", [{"m": [{}]}])
+    (tmp_path / name).write_bytes(content)
+    asked = name if name.endswith("yaml") else "a"
+    with pytest.raises(ConfigError, match=words.replace("m has", "b.jsonl has")):
+        list(open_records(asked, str(tmp_path)))
+
+
+def test_null_is_an_empty_text_and_is_left_out(tmp_path, tokenizer):
+    write(tmp_path / "a.jsonl", [{"text": "cat"}, {"text": None}, {"text": ""}])
+    call = [{"role": "user", "content": None}, {"role": "assistant", "content": "cat"}]
+    silent = [call[0], {"role": "assistant", "content": None}]
+    records = [{"messages": call}, {"messages": silent}, {"messages": None}, {"messages": []}]
+    write(tmp_path / "chats.jsonl", records)
+    data = DataConfig(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert len(load_store("a", data, tokenizer, "pretrain")) == 1
+    assert len(load_store("chats", data, tokenizer, "sft")) == 1
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + LINE)
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfthe cat")
+    for name in "ab":
+        assert list(open_records(name, str(tmp_path))) == [{"text": "the cat"}]
+
+
+def test_a_template_that_refuses_a_conversation_is_told(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    chat = {
+        "messages": [{"role": "wizard", "content": "hi"}, {"role": "assistant", "content": "x"}]
+    }
+    with pytest.raises(ConfigError, match="cannot render the roles wizard: roles must alternate"):
+        list(render_pairs([chat], strict))
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, tokenizer):
+    write(tmp_path / "a.jsonl", [{"text": "the cat ran home"}])
+    data = DataConfig(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    ids = load_store("a", data, tokenizer, "pretrain").ids
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:-30])
+    assert (load_store("a", data, tokenizer, "pretrain").ids == ids).all()
+
+
+def test_a_cache_that_cannot_be_written_leaves_nothing(tmp_path, tokenizer, monkeypatch):
+    write(tmp_path / "a.jsonl", [{"text": "the cat ran home"}])
+    data = DataConfig(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+
+    def fill(path, **arrays):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("numpy.savez_compressed", fill)
+    with pytest.raises(OSError, match="No space left"):
+        load_store("a", data, tokenizer, "pretrain")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["contents.json"]
+
+
 def test_records_without_what_the_stage_needs_are_refused(tmp_path, tokenizer):
     write(tmp_path / "b.jsonl", [{"story": "x"}])
     data = DataConfig(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="neither text nor messages; it has story"):
         load_store("b", data, tokenizer, "pretrain")
-    with pytest.raises(ConfigError, match="sft needs records with messages, got one with story"):
-        load_store("b", data, tokenizer, "sft")
+    write(tmp_path / "d.jsonl", [{"text": "x"}])
+    with pytest.raises(ConfigError, match="sft needs records with messages, got one with text"):
+        load_store("d", data, tokenizer, "sft")
     with pytest.raises(FileNotFoundError, match=r"no file c\.jsonl"):
         load_store("c", data, tokenizer, "pretrain")
 

@@ -198,6 +198,12 @@ def test_the_sweeps_own_options_and_those_of_the_base_are_told_apart(write_sweep
         load_sweep(write_sweep(), ["--speed", "9"])
 
 
+def test_the_command_line_comes_after_what_the_file_sets(write_sweep):
+    path = write_sweep(set={"run.max_steps": 6, "run.batch_size": 2})
+    run = load_sweep(path, ["--max_steps", "8"]).base.run
+    assert (run.max_steps, run.batch_size) == (8, 2)
+
+
 def test_the_shipped_sweep_is_the_originals_search():
     path = Path("configs/sweep/noise_and_rates.yaml")
     config = load_sweep(path, ["--data_dir", "d", "--tokenizer", "t"])

@@ -42,7 +42,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     make_config, tmp_path, precision, optimizer, start
 ):
     shared = {"precision": precision, "optimizer": optimizer, "max_steps": 5}
-    diffusion = {**EDITS, "anneal_corruption": True, "edit_stage_start": start}
+    edits = {**EDITS, "anneal_corruption": True, "edit_stage_start": start}
+    diffusion = {} if start is None else edits
     run = {**shared, "output_dir": str(tmp_path / "whole")}
     whole = make_trainer(make_config(run=run, diffusion=diffusion))
     whole.train()

@@ -27,13 +27,66 @@ def test_unknown_keys_are_refused_by_name():
         ("model", "hidden_size", 30),
         ("data", "mix", {"a": -1}),
         ("data", "max_seq_length", 250),
+        ("model", "intermediate_size", 0),
+        ("model", "global_attn_every_n_layers", 0),
+        ("model", "lora_alpha", -1),
+        ("data", "mix", {"a": float("nan")}),
+        ("data", "mix", {"a": float("inf")}),
+        ("data", "mix", {"a": True}),
+        ("data", "max_documents", 0),
+        ("data", "generated_chats", -1),
+        ("data", "story_requests", float("inf")),
+        ("diffusion", "insertion_corruption", True),
+        ("run", "learning_rate", float("inf")),
+        ("run", "learning_rate", -1.0),
+        ("run", "weight_decay", float("nan")),
+        ("run", "max_grad_norm", float("nan")),
+        ("run", "beta2", 1.0),
+        ("run", "max_minutes", 0.0),
+        ("run", "save_every_minutes", float("nan")),
+        ("run", "save_steps", 0),
+        ("run", "seed", -1),
+        ("run", "seed", 1 << 32),
+        ("run", "report_to", "abc"),
+        ("run", "output_dir", ""),
     ],
 )
 def test_bad_values_are_refused_with_the_value(section, key, value):
     with pytest.raises(ConfigError) as error:
         from_mapping({section: {key: value}})
     shown = value["a"] if isinstance(value, dict) else value
-    assert str(shown) in str(error.value)
+    assert (f"{section}.{key}" if key == "insertion_corruption" else str(shown)) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("run: 5", ["--run.batch_size", "3"], "'run' must be a mapping, got 5"),
+        ("model: []", [], r"section 'model' must be a mapping, got \[\]"),
+        ("", ["--stage.x", "1"], "unknown option --stage.x; sections are model, data"),
+        ("", ["--bach_size", "3"], "unknown option --bach_size; did you mean --batch_size?"),
+        ("data: {mix: {1: 1}}", [], "data.mix must name files or datasets, got 1"),
+    ],
+)
+def test_what_has_another_shape_is_refused(tmp_path, text, options, words):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(path, options)
+
+
+def test_options_fill_empty_sections_and_keep_names_of_the_mix(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data:\n  mix:\nrun:\n")
+    config = load_config(path, ["--run.batch-size", "3", "--data.mix.my-file.x", "1e-3"])
+    assert (config.run.batch_size, config.data.mix) == (3, {"my-file.x": 1e-3})
+
+
+def test_a_file_that_is_no_utf8_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"data: {data_dir: caf\xe9}")
+    with pytest.raises(ConfigError, match=r"config.yaml must be UTF-8, and is not"):
+        load_config(path)
 
 
 def test_yaml_and_overrides_meet(tmp_path):
