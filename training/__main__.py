@@ -24,6 +24,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from diffusiongpt.training.config import ConfigError, DataConfig, RunError, TrainingConfig
 from diffusiongpt.training.config_file import describe_keys, load_config
 from diffusiongpt.training.options import (
@@ -307,7 +309,7 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, *REFUSED) as error:
         sys.stderr.write(f"{_sentence(error)}\n")
         return 2
-    except (RunError, OSError) as error:
+    except (RunError, OSError, SafetensorError) as error:
         sys.stderr.write(f"{_sentence(error)}\n")
         return 1
     except KeyboardInterrupt:

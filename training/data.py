@@ -194,6 +194,9 @@ def build_dataset(
     config: DataConfig, stage: str, objective: str, block_length: int, tokenizer: Any, seed: int
 ) -> RowDataset:
     """Everything a stage trains on: the mix of files, story requests and generated chats."""
+    made_up = config.generated_chats + config.story_requests if stage == "sft" else 0
+    if not config.mix and not made_up:
+        raise ConfigError("data.mix must name at least one file or dataset, got none")
     stores = {name: load_store(name, config, tokenizer, stage) for name in config.mix}
     weights = dict(config.mix)
     if stage == "sft" and config.generated_chats:

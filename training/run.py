@@ -6,6 +6,7 @@ import atexit
 import copy
 import logging
 import os
+import shutil
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, default_data_collator
 
@@ -28,7 +30,7 @@ from diffusiongpt.training.checkpoints import (
     forget_checkpoints,
     last_checkpoint,
 )
-from diffusiongpt.training.config import ConfigError, RunConfig, TrainingConfig
+from diffusiongpt.training.config import ConfigError, RunConfig, RunError, TrainingConfig
 from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.data import (
     RowDataset,
@@ -223,24 +225,44 @@ def sft(config: TrainingConfig) -> Path:
 def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
     """Write the averaged weights in float32; what can be served is checked by loading it.
 
-    All processes call it, for each may have parts of the weights, and the first writes.
+    All processes call it, for each may have parts of the weights, and the first writes: beside
+    the folder at first, so that what stands there is whole.
+
+    Raises:
+        RunError: it could not be written; the last checkpoint is named.
     """
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        _write_all(trainer, partial)
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = last_checkpoint(folder.parent)
+        raise RunError(
+            f"{folder} could not be written ({' '.join(str(error).split())}); "
+            f"the same command goes on from {kept}"
+        ) from error
+    return folder
+
+
+def _write_all(trainer: DiffusionTrainer, folder: Path) -> None:
     config = trainer.config
     if config.diffusion.objective == "causal":
         network, weights = averaged_network(trainer)
         if not trainer.is_world_process_zero():
-            return folder
+            return
         network.config.training_objective = "causal"  # so that `eval` knows what to score
         network.save_pretrained(str(folder), state_dict=weights)
         trainer.processing_class.save_pretrained(str(folder))  # type: ignore[union-attr]
-        return folder
+        return
     export_average(trainer, folder)
     if not trainer.is_world_process_zero():
-        return folder
+        return
     check_folder(folder)
     write_figures(folder, run_figures(trainer))
     write_card(folder, config.run.output_dir.rstrip("/").rsplit("/", 1)[-1])
-    return folder
 
 
 def export_average(trainer: DiffusionTrainer, folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import time
 import weakref
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from diffusiongpt.training.checkpoints import last_checkpoint
@@ -90,6 +92,11 @@ def leave_processes(trained: weakref.ref[DiffusionTrainer]) -> None:
         time.sleep(0.1)  # split weights hold the group for good: let its threads finish that call
 
 
+def ignore_sigterm(worker: int) -> None:
+    """What ends a run is sent to its whole group, and the last checkpoint takes workers, too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def gather_objects(value: Any) -> list[Any]:
     """What each process says, in their order; a call of all of them."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
@@ -120,6 +127,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_drop_last=True,
         dataloader_num_workers=run.dataloader_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
         bf16=run.precision == "autocast",
         use_cpu=not torch.cuda.is_available(),
     )
@@ -220,6 +228,13 @@ class DiffusionTrainer(Trainer):
                 f"{folder} could not be written ({' '.join(str(error).split())}); "
                 + (f"the last whole checkpoint is {kept}" if kept else "there is none before it")
             ) from error
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's, whose workers leave the end of the run to this process."""
+        loader: Any = super().get_train_dataloader()
+        loader.base_dataloader.worker_init_fn = ignore_sigterm
+        kept: DataLoader[Any] = loader
+        return kept
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:

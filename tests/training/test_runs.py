@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ import sys
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -217,3 +219,41 @@ def test_progress_is_lines_where_nobody_looks_on_and_names_the_learning_rate_tha
     assert "step 4 loss" in caplog.text
     assert "lr 1.0e-03" in caplog.text
     assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_at_the_end_leaves_what_stood_there_and_the_checkpoint(
+    make_config, tmp_path, monkeypatch
+):
+    config = make_config(run={"max_steps": 1})
+    before = load_file(train(config) / "model.safetensors")
+
+    def fail(*arguments, **options):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("diffusiongpt.training.export.save_file", fail)
+        with pytest.raises(RunError, match=r"final could not be written \(No space .*goes on from"):
+            train(make_config(run={"max_steps": 2}))
+    kept = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert all(kept[name].equal(before[name]) for name in before)
+    assert not (tmp_path / "run" / "final.partial").exists()
+    assert load_file(train(make_config(run={"max_steps": 2})) / "model.safetensors")
+
+
+class EndTheGroup(TrainerCallback):
+    """What `timeout` and a scheduler do: the signal goes to the workers, too."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+                child.join(0.5)
+                assert child.is_alive()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_with_workers_that_is_told_to_end_saves_first(make_config, tmp_path):
+    trainer = make_trainer(make_config(run={"max_steps": 8, "dataloader_workers": 1}))
+    trainer.callback_handler.callbacks.insert(0, EndTheGroup())
+    trainer.train()
+    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-3")
