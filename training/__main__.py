@@ -53,7 +53,7 @@ def _sft(arguments: list[str]) -> None:
 
 def _run(command: str, arguments: list[str], train: Callable[[TrainingConfig], Path]) -> None:
     """Train, or with --dry-run or --explain-batch[=STEP] only say what would be done."""
-    from diffusiongpt.training.run import report_cost, show_batch
+    from diffusiongpt.training.preview import report_cost, show_batch
 
     if not arguments or arguments[0].startswith("--"):
         raise ConfigError(

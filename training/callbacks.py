@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from diffusiongpt.training.trainer import RunClock, agree
+from diffusiongpt.training.clock import RunClock, agree
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -35,16 +36,37 @@ def dry_run(trainer: DiffusionTrainer, measured_steps: int = 2) -> Iterator[str]
         line += f", {rows * run.max_steps / len(data):.1f} passes over the data"
     yield line
     operations = flops_per_token(denoiser, config) * tokens
-    yield f"operations: {operations:.3g} FLOP a step, {operations * run.max_steps:.3g} in all"
+    yield f"operations: {flop(operations)} a step, {flop(operations * run.max_steps)} in all"
     seconds = _seconds_per_step(trainer, measured_steps)
     yield f"memory: {state_bytes(trainer) / 1e6:,.1f} MB of weights, gradients and optimiser"
     yield f"memory: {_peak_bytes() / 1e6:,.1f} MB at the peak, measured"
     yield (
         f"time: {seconds:.3g} s a step, {tokens / seconds:,.0f} tokens/s, "
-        f"{seconds * run.max_steps / 60:.3g} minutes in all, measured over {measured_steps} steps"
+        f"{duration(seconds * run.max_steps)} in all, measured over {measured_steps} steps"
     )
     if run.max_minutes is not None:
-        yield f"time: the run ends after {run.max_minutes:g} minutes at the latest"
+        steps = max(1, min(run.max_steps, round(60 * run.max_minutes / seconds)))
+        yield (
+            f"time: the run ends after {run.max_minutes:g} minutes at the latest, about "
+            f"{steps:,} steps and {steps * tokens:,} tokens"
+        )
+
+
+def flop(count: float) -> str:
+    """A number of operations in the unit that suits it: 1.01e11 -> 101 GFLOP."""
+    power = min(max(int(math.log10(max(count, 1))) // 3, 0), len(_PREFIXES) - 1)
+    return f"{count / 1000**power:,.3g} {_PREFIXES[power]}FLOP"
+
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: 90,600 -> 25.2 hours."""
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def count_parameters(network: nn.Module, trained: bool = False) -> int:

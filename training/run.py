@@ -37,8 +37,7 @@ from diffusiongpt.training.data import (
     build_dataset,
 )
 from diffusiongpt.training.denoiser import Denoiser, build_network
-from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
-from diffusiongpt.training.explain import explain_batch
+from diffusiongpt.training.dry_run import count_parameters, with_ratio
 from diffusiongpt.training.export import check_folder, export_folder
 from diffusiongpt.training.folders import load_tokenizer
 from diffusiongpt.training.samples import SampleCallback
@@ -121,7 +120,7 @@ def make_trainer(config: TrainingConfig) -> DiffusionTrainer:
     dataset = load_rows(config, tokenizer)
     if isinstance(dataset, RowDataset):
         logger.info("%d rows of %d tokens", len(dataset), config.data.max_seq_length)
-        _check_enough(len(dataset), config.run, processes)
+        check_enough(len(dataset), config.run, processes)
     denoiser = build_denoiser(config, tokenizer)
     config = with_ratio(config, count_parameters(denoiser.network), processes)
     trainer = DiffusionTrainer(
@@ -162,24 +161,14 @@ def _check_launch(run: RunConfig, processes: int) -> None:
         )
 
 
-def _check_enough(rows: int, run: RunConfig, processes: int) -> None:
+def check_enough(rows: int, run: RunConfig, processes: int) -> None:
+    """Refuse data that gives no step."""
     needed = run.batch_size * run.gradient_accumulation_steps * processes
     if rows < needed:
         raise ConfigError(
             f"the data gives {rows} row{'' if rows == 1 else 's'}, fewer than the {needed} of a "
             "step; lower run.batch_size or add data"
         )
-
-
-def report_cost(config: TrainingConfig) -> Iterator[str]:
-    """What a run will cost, line by line; nothing is written."""
-    yield from dry_run(make_trainer(config))
-
-
-def show_batch(config: TrainingConfig, step: int) -> Iterator[str]:
-    """One batch as step `step` corrupts it, line by line; no network is made."""
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    yield from explain_batch(config, load_rows(config, tokenizer), tokenizer, step)
 
 
 def train(config: TrainingConfig) -> Path:

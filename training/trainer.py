@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import signal
@@ -11,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from diffusiongpt.training.checkpoints import last_checkpoint
+from diffusiongpt.training.clock import RunClock, gather_objects
 from diffusiongpt.training.config import RunError, TrainingConfig
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.forward import EditTokens, corruption_of, edit_tokens_of
@@ -33,49 +36,7 @@ from diffusiongpt.training.optimizer import MasterWeights, build_optimizer, sche
 from diffusiongpt.training.sharding import load_weights, shard, whole_of, whole_weights
 
 CLOCK_FILE = "clock.json"
-
-
-class RunClock:
-    """How far a run is, 0..1, by steps or by minutes, whichever is further; survives a resume.
-
-    It is read once a step, by the first process for all of them: learning rate, saving and the
-    end depend on it.
-    """
-
-    def __init__(self, max_steps: int, max_minutes: float | None) -> None:
-        self.max_steps, self.max_minutes = max_steps, max_minutes
-        self.seconds_before = 0.0
-        self.seconds_now = 0.0
-        self.started_at = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds of training up to the last step, those before a resume included."""
-        return self.seconds_before + self.seconds_now
-
-    def start(self) -> None:
-        """Begin to count."""
-        self.started_at = time.monotonic()
-
-    def tick(self) -> None:
-        """Read the time."""
-        self.seconds_now = agree(time.monotonic() - self.started_at)
-
-    def progress(self, step: int) -> float:
-        """The share of the run that is done after `step` steps."""
-        by_steps = step / self.max_steps
-        if self.max_minutes is None:
-            return by_steps
-        return max(by_steps, self.elapsed_s / (60 * self.max_minutes))
-
-
-def agree(value: float) -> float:
-    """What the first process says, for all of them."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return value
-    said = [value]
-    torch.distributed.broadcast_object_list(said, src=0)
-    return float(said[0])
+logger = logging.getLogger(__name__)
 
 
 def leave_processes(trained: weakref.ref[DiffusionTrainer]) -> None:
@@ -95,15 +56,6 @@ def leave_processes(trained: weakref.ref[DiffusionTrainer]) -> None:
 def ignore_sigterm(worker: int) -> None:
     """What ends a run is sent to its whole group, and the last checkpoint takes workers, too."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """What each process says, in their order; a call of all of them."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return [value]
-    said: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(said, value)
-    return said
 
 
 def training_arguments(config: TrainingConfig) -> TrainingArguments:
@@ -149,6 +101,25 @@ class DiffusionTrainer(Trainer):
             accelerator.prepare_model = partial(  # or it would make DDP of it
                 accelerator.prepare_model, evaluation_mode=True
             )
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """A pass over the data; none where a run that is over is resumed, which would be longer."""
+        if self.clock.progress(self.state.global_step) >= 1:
+            logger.info("the run was over after step %d", self.state.global_step)
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **options)  # type: ignore[no-untyped-call]
+
+    def batch_at(self, step: int) -> dict[str, Tensor]:
+        """What this process reads first in a step, as it is read in training."""
+        loader: Any = self.get_train_dataloader()
+        parts = self.args.gradient_accumulation_steps
+        epoch, place = 0, step
+        if not isinstance(self.train_dataset, IterableDataset):
+            epoch, place = divmod(step, -(-len(loader) // parts))
+        loader.set_epoch(epoch)
+        batch: dict[str, Tensor] = next(islice(loader, place * parts, None))
+        return batch
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -211,7 +182,7 @@ class DiffusionTrainer(Trainer):
         named = ", ".join(str(row) for _, some in values for row in some)
         raise RunError(
             f"{what} is {values[0][0]} in step {self.state.global_step + 1}, with the rows "
-            f"{named} of the data; "
+            f"{named} of the data (--explain-batch={self.state.global_step} shows that step); "
             + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
         )
 

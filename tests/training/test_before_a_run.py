@@ -1,6 +1,8 @@
 """What `train` says before it starts: a batch, and what the run costs."""
 
 import dataclasses
+import itertools
+import re
 
 import pytest
 import yaml
@@ -9,10 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.config_file import to_mapping
-from diffusiongpt.training.dry_run import count_parameters, dry_run, with_ratio
+from diffusiongpt.training.dry_run import (
+    count_parameters,
+    dry_run,
+    duration,
+    flop,
+    with_ratio,
+)
 from diffusiongpt.training.flops import blocks_of, flops_per_token, step_flops
 from diffusiongpt.training.noise import block_length_at
-from diffusiongpt.training.run import make_trainer, show_batch
+from diffusiongpt.training.preview import report_cost, show_batch
+from diffusiongpt.training.run import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 
@@ -88,7 +97,7 @@ def test_the_commands_say_and_do_not_train(make_config, tmp_path, capsys):
     assert main(["train", str(path), "--explain-batch", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "position" in said
-    assert "minutes in all" in said
+    assert "in all, measured over 2 steps" in said
     assert main(["train", str(path), "--explain-batch=soon"]) == 2
     assert "takes a step, got 'soon'" in capsys.readouterr().err
     assert main(["train", str(path), "--explain-batch", "3"]) == 0
@@ -96,3 +105,60 @@ def test_the_commands_say_and_do_not_train(make_config, tmp_path, capsys):
     assert main(["train", str(path), "--dry-run=3"]) == 2
     assert "--dry-run takes no value, got '3'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "final").exists()
+
+
+@pytest.mark.parametrize("step", [0, 3, 11])  # the data is seen nine times
+@pytest.mark.parametrize("edits", [None, 0.0])
+def test_the_batch_that_is_shown_is_the_one_of_that_step(
+    make_config, data_dir, tmp_path, edits, step
+):
+    run = {"max_steps": 12, "gradient_accumulation_steps": 2, "batch_size": 2}
+    diffusion = {"edit_stage_start": edits}
+    data = {"max_documents": 2}
+    config = make_config(run=run, diffusion=diffusion, data=data)
+    trainer, read, seen = make_trainer(config), {}, {}
+    forward, compute = trainer.model.forward, trainer.compute_loss
+
+    def watch_rows(model, inputs, **rest):
+        read.setdefault(trainer.state.global_step, inputs["row"].tolist())
+        return compute(model, inputs, **rest)
+
+    def watch_forward(**given):
+        seen.setdefault(trainer.state.global_step, given)
+        return forward(**given)
+
+    trainer.compute_loss, trainer.model.forward = watch_rows, watch_forward
+    trainer.train()
+    shown = trainer.processing_class.decode
+    given, rows = seen[step], read[step]
+    noisy = given.get("noisy", given["tokens"].masked_fill(given["masked"], 4))
+    lines = [line for line in show_batch(config, step) if " input:  " in line]
+    assert lines == [
+        f"row {number} input:  {shown(noisy[row][given['segments'][row] > 0])!r}"
+        for row, number in enumerate(rows)
+    ]
+
+
+def test_a_next_token_model_is_shown_what_follows(make_config):
+    lines = list(show_batch(make_config(diffusion={"objective": "causal"}), step=0))
+    rows = [line.split(maxsplit=4) for line in lines[2:34]]
+    for (_, segment, role, _, said), (_, later, _, _, follows) in itertools.pairwise(rows):
+        if segment == later != "0":
+            assert (role, said.split("'")[3]) == ("next", follows.split("'")[1])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(3, "3.0 seconds"), (300, "5.0 minutes"), (90_600, "25.2 hours"), (864_000, "10.0 days")],
+)
+def test_times_and_operations_are_said_in_units_that_suit_them(seconds, words):
+    assert duration(seconds) == words
+    assert (flop(0), flop(1.01e11), flop(1.2e16)) == ("0 FLOP", "101 GFLOP", "12 PFLOP")
+
+
+def test_the_cost_of_a_run_by_the_clock_is_that_of_its_minutes(make_config, tmp_path):
+    config = make_config(run={"max_minutes": 0.01, "max_steps": 100_000})
+    (said,) = (line for line in report_cost(config) if "at the latest" in line)
+    steps, tokens = re.search(r"about ([\d,]+) steps and ([\d,]+) tokens", said).groups()
+    assert int(tokens.replace(",", "")) == 128 * int(steps.replace(",", "")) < 12_800_000
+    assert not (tmp_path / "run").exists()

@@ -257,3 +257,16 @@ def test_a_run_with_workers_that_is_told_to_end_saves_first(make_config, tmp_pat
     trainer.callback_handler.callbacks.insert(0, EndTheGroup())
     trainer.train()
     assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-3")
+
+
+@pytest.mark.parametrize("run", [{"max_steps": 3}, {"max_steps": 99, "max_minutes": 0.001}])
+def test_a_run_that_is_over_gets_no_longer_when_it_is_begun_again(make_config, tmp_path, run):
+    config = make_config(run=run)
+    before = load_file(train(config) / "model.safetensors")
+    kept = last_checkpoint(tmp_path / "run")
+    after = load_file(train(config) / "model.safetensors")
+    assert last_checkpoint(tmp_path / "run") == kept
+    assert all(after[name].equal(before[name]) for name in before)
+    fewer = make_config(run={**run, "max_steps": 1})
+    assert load_file(train(fewer) / "model.safetensors").keys() == before.keys()
+    assert last_checkpoint(tmp_path / "run") == kept

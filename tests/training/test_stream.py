@@ -14,7 +14,8 @@ from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.data import Row, pack_pieces
 from diffusiongpt.training.pieces import load_store
-from diffusiongpt.training.run import make_trainer, report_cost, show_batch
+from diffusiongpt.training.preview import report_cost, show_batch
+from diffusiongpt.training.run import make_trainer
 from diffusiongpt.training.stream import RowStream, draw_pieces, shuffle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
@@ -95,7 +96,9 @@ def test_a_stream_is_explained_and_its_cost_has_no_passes(make_streamed):
     lines = list(report_cost(make_streamed()))
     assert "data: a stream of rows of 32 tokens" in lines
     assert not any("passes" in line for line in lines)
-    assert next(show_batch(make_streamed(), 0)) == "step 0, 4 rows of 32 positions"
+    rows = "4 rows of 32 positions"
+    assert next(show_batch(make_streamed(), 0)) == f"step 0, {rows}: 0, 1, 2, 3 of the data"
+    assert next(show_batch(make_streamed(), 2)) == f"step 2, {rows}: 8, 9, 10, 11 of the data"
 
 
 @pytest.mark.parametrize(

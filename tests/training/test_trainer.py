@@ -7,10 +7,10 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
+from diffusiongpt.training.clock import RunClock
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.optimizer import build_optimizer, schedule_factor
 from diffusiongpt.training.run import make_trainer, train
-from diffusiongpt.training.trainer import RunClock
 
 # The Trainer says on a machine without an accelerator that memory cannot be pinned.
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
