@@ -26,6 +26,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from diffusiongpt.engine.errors import EngineError
 from diffusiongpt.training.config import ConfigError, DataConfig, RunError, TrainingConfig
 from diffusiongpt.training.config_file import describe_keys, load_config
 from diffusiongpt.training.options import (
@@ -306,7 +307,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         return _run_command(arguments[0], arguments[1:])
-    except (ConfigError, *REFUSED) as error:
+    except (ConfigError, EngineError, *REFUSED) as error:
         sys.stderr.write(f"{_sentence(error)}\n")
         return 2
     except (RunError, OSError, SafetensorError) as error:

@@ -21,7 +21,7 @@ from diffusiongpt.training.quality import Ending, EndingShares, TextQuality, end
 from diffusiongpt.training.sources import open_records
 
 if TYPE_CHECKING:
-    from diffusiongpt.engine import Completion, Engine
+    from diffusiongpt.engine import Completion, Engine, Infill
 
 # Policies and their knobs, from most forwards to fewest; steps are shares of the canvas.
 CURVE: tuple[tuple[str, Mapping[str, float]], ...] = (
@@ -188,9 +188,10 @@ def measure_infilling(
 ) -> InfillScore:
     """Cut `span_tokens` out of the middle of held-out texts and fill the holes greedily.
 
-    A block-causal model sees what follows a hole only as far as the hole's last block.
+    Raises:
+        ConfigError: no text is long enough, or the model never sees what follows a hole.
     """
-    from diffusiongpt.engine import GenerationParams, Hole, Infill
+    from diffusiongpt.engine import Hole, Infill
 
     generator = np.random.default_rng(seed)
     length = min(context, engine.info.context_length)
@@ -203,11 +204,10 @@ def measure_infilling(
         Infill(ids[:start], Hole(span_tokens), ids[start + span_tokens :])
         for ids, start in zip(texts, starts, strict=True)
     ]
-    params = GenerationParams(
-        max_tokens=span_tokens, policy="confidence", temperature=0.0, ignore_eos=True, seed=seed
-    )
+    greedy = {"policy": "confidence", "temperature": 0.0, "ignore_eos": True}
+    written = _generate(engine, prompts, span_tokens, seed=seed, **greedy)
     right, exact = 0, 0
-    for ids, start, completion in zip(texts, starts, engine.generate(prompts, params), strict=True):
+    for ids, start, completion in zip(texts, starts, written, strict=True):
         wanted = ids[start : start + span_tokens]
         got = list(completion.token_ids[:span_tokens])
         right += sum(one == other for one, other in zip(got, wanted, strict=False))
@@ -221,15 +221,13 @@ def measure_infilling(
 
 
 def _generate(
-    engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int, **settings: Any
+    engine: Engine, prompts: Sequence[Sequence[int] | Infill], max_tokens: int, **settings: Any
 ) -> list[Completion]:
-    from diffusiongpt.engine import EngineError, GenerationParams
+    from diffusiongpt.engine import EngineError, GenerationParams, Infill
 
+    given = [each if isinstance(each, Infill) else list(each) for each in prompts]
     try:
-        return engine.generate(
-            [list(prompt) for prompt in prompts],
-            GenerationParams(max_tokens=max_tokens, **settings),
-        )
+        return engine.generate(given, GenerationParams(max_tokens=max_tokens, **settings))
     except EngineError as error:
         raise ConfigError(str(error)) from error
 

@@ -87,5 +87,7 @@ def _hash_windows(
 
 def _look_up(keys: Ids, known: Ids, values: Ids) -> Ids:
     """The value of each key, 0 for unknown ones; `known` is sorted."""
+    if not len(known):  # every document is shorter than the n-gram
+        return np.zeros(len(keys), dtype=values.dtype)
     place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return np.where(known[place] == keys, values[place], 0)

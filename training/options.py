@@ -16,6 +16,16 @@ class OptionParser(argparse.ArgumentParser):
     def __init__(self, command: str) -> None:
         super().__init__(prog=f"diffusiongpt {command}", allow_abbrev=False)
 
+    def parse_args(self, arguments: list[str]) -> argparse.Namespace:  # type: ignore[override]
+        """The options; `--max-tokens` is `--max_tokens`, as in a configuration."""
+        return super().parse_args([self._known(each) for each in arguments])
+
+    def _known(self, word: str) -> str:
+        flag, equals, value = word.partition("=")
+        other = f"--{flag.removeprefix('--').replace('-', '_')}"
+        is_flag = flag.startswith("--") and flag not in self._option_string_actions
+        return f"{other}{equals}{value}" if is_flag else word
+
     def error(self, message: str) -> NoReturn:
         """Refuse, in place of argparse's usage and exit."""
         raise ConfigError(f"{self.prog}: {message}; --help lists what it takes")

@@ -101,7 +101,7 @@ class EndingShares:
         fitting: end within the reference's length plus or minus a half. short, long: end before
             or after that. edge: end on the canvas's last position, wherever that lies.
         never: fill the canvas without an ending, and are cut.
-        mean_ratio: length by reference's length, of those that end.
+        mean_ratio: length by reference's length, of those that end; NaN where none does.
     """
 
     fitting: float
@@ -113,11 +113,14 @@ class EndingShares:
     answers: int
 
     def __str__(self) -> str:
+        mean = f"mean length {self.mean_ratio:.2f} of the reference"
+        if math.isnan(self.mean_ratio):
+            mean = "none ends by itself"
         return (
             f"{self.fitting:.1%} end within the reference's length ± 50 %, "
             f"{self.short:.1%} before, {self.long:.1%} after, "
             f"{self.edge:.1%} at the canvas's edge, {self.never:.1%} never; "
-            f"mean length {self.mean_ratio:.2f} of the reference ({self.answers} answers)"
+            f"{mean} ({self.answers} answers)"
         )
 
 

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from diffusiongpt.cli.main import app
+from diffusiongpt.engine.errors import EngineError
 from diffusiongpt.training.__main__ import COMMANDS, main
 
 
@@ -23,6 +24,7 @@ from diffusiongpt.training.__main__ import COMMANDS, main
         (["tokenizer", "texts"], "the following arguments are required: --output_dir"),
         (["export", "missing", "out", "--sampler", "x"], "--sampler: must be JSON, got 'x'"),
         (["export", "missing", "out", "--sampler", "[1]"], "must be a JSON object, got '[1]'"),
+        (["eval", "m", "texts", "--max-tokens", "0"], "--max_tokens: must be a whole number in"),
         (["eval", "m", "texts", "--draws", "0"], "--draws: must be a whole number in 1.."),
         (["eval", "m", "texts", "--max_rows", "0"], "--max_rows: must be a whole number in 1.."),
         (["eval", "m", "texts", "--colour", "0"], "unrecognized arguments: --colour 0"),
@@ -67,6 +69,7 @@ def test_the_command_line_hands_help_over():
     [
         (FileExistsError(17, "File exists", "out"), 2, "out: File exists"),
         (OSError(28, "No space left on device", "out/x"), 1, "out/x: No space left on device"),
+        (EngineError("the engine says no"), 2, "the engine says no"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -183,7 +183,8 @@ def test_what_one_process_loses_stops_both_at_once_with_one_sentence(write_confi
     assert one == other
     kept = tmp_path / "lost" / "checkpoint-3"
     assert re.fullmatch(
-        r"the loss is nan in step 4, with the rows \d+, \d+ of the data; "
+        r"the loss is nan in step 4, with the rows \d+, \d+ of the data "
+        r"\(--explain-batch=3 shows that step\); "
         rf"the last good checkpoint is {re.escape(str(kept))}",
         one,
     )

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from diffusiongpt.engine import InvalidRequest
 from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.generation import (
@@ -155,6 +156,26 @@ def test_filled_holes_are_counted(cycle, tokenizer):
     assert (score.holes, score.spans, score.tokens) == (16, 0.5, 0.5 + 0.5 / 4)
     with pytest.raises(ConfigError, match="longer than a span of 60 tokens"):
         measure_infilling(engine, tokenizer, "cycle", cycle, span_tokens=60)
+
+
+def test_a_model_that_sees_nothing_after_a_hole_is_refused(cycle, tokenizer):
+    class CausalEngine(FillingEngine):
+        def generate(self, prompts, params):
+            raise InvalidRequest("it sees nothing after its block")
+
+    with pytest.raises(ConfigError, match="it sees nothing after its block"):
+        measure_infilling(CausalEngine([]), tokenizer, "cycle", cycle)
+
+
+def test_a_model_whose_answers_never_end_is_told_in_words():
+    shares = ending_shares([Ending(length=32, reference=10, canvas=32, ended=False)])
+    assert str(shares).endswith("100.0% never; none ends by itself (1 answers)")
+
+
+def test_an_ngram_that_is_longer_than_every_document_is_the_shorter_one():
+    texts = [[1, 2], [1, 3], [2]]
+    long, short = (NgramModel(order, 5).fit(texts).nll(texts) for order in (5, 2))
+    assert long.tolist() == short.tolist()
 
 
 def test_a_served_model_is_judged_at_every_cost(make_config, tokenizer, cycle, capsys):
