@@ -19,6 +19,7 @@ sweep      SWEEP.yaml       --trials N --workers N --storage URL --key value ...
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -264,6 +265,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first of several processes speaks for all
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -98,12 +98,13 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
             raise ConfigError(f"unknown key {key!r} in {path}; accepted are {', '.join(_KEYS)}")
     own, rest = _split(overrides)
     values = {key: raw[key] for key in _PLAIN if key in raw} | own
+    eval_files = values.pop("eval_files", raw.get("eval_files"))
     plain = {key: _checked(key, value) for key, value in values.items()}
     base = _base(raw, Path(path), rest)
     return SweepConfig(
         base=base,
         space=_space(raw.get("space"), base),
-        eval_files=_files(raw.get("eval_files")),
+        eval_files=_files(eval_files),
         **plain,
     )
 
@@ -112,7 +113,8 @@ def describe_sweep() -> Iterator[str]:
     """The keys of a sweep's own, with what they take and their defaults."""
     defaults = {each.name: each.default for each in fields(SweepConfig)}
     for key, (kind, _) in _PLAIN.items():
-        yield f"{key}: {TYPE_NAMES[kind]} ({defaults[key] or 'nothing'})"
+        yield f"{key}: {TYPE_NAMES[kind]} ({'nothing' if defaults[key] is None else defaults[key]})"
+    yield "eval_files: held-out names, as in data.mix"
 
 
 def with_values(base: TrainingConfig, values: Mapping[str, Any]) -> TrainingConfig:
@@ -148,7 +150,7 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         flag = words.pop(0)
         key, equals, inline = flag.removeprefix("--").partition("=")
         key = key.replace("-", "_")
-        if flag.startswith("--") and key in _PLAIN and (equals or words):
+        if flag.startswith("--") and key in ("eval_files", *_PLAIN) and (equals or words):
             own[key] = parse_yaml(f"--{key}", inline if equals else words.pop(0))
         else:
             rest.append(flag)
@@ -164,7 +166,8 @@ def _checked(key: str, value: Any) -> Any:
     return value
 
 
-def _files(names: Any) -> tuple[str, ...]:
+def _files(given: Any) -> tuple[str, ...]:
+    names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise ConfigError(f"eval_files must name at least one held-out file, got {names!r}")
     return tuple(names)

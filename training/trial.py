@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,4 +147,6 @@ def import_optuna() -> Any:
         import optuna
     except ImportError as error:
         raise ConfigError("a sweep needs optuna: pip install diffusiongpt[sweep]") from error
+    # Heartbeats are experimental, in words that say nothing to those who run a sweep.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -80,3 +80,10 @@ def test_what_the_machine_refuses_is_said_in_a_sentence(monkeypatch, capsys, err
     monkeypatch.setitem(COMMANDS, "export", fail)
     assert main(["export", "a", "b"]) == code
     assert capsys.readouterr().err.strip() == words
+
+
+def test_the_first_of_several_processes_speaks_for_all(monkeypatch, capsys):
+    for rank, said in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "--help"]) == 0
+        assert bool(capsys.readouterr().out) == said

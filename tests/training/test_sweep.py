@@ -202,6 +202,8 @@ def test_the_command_line_comes_after_what_the_file_sets(write_sweep):
     path = write_sweep(set={"run.max_steps": 6, "run.batch_size": 2})
     run = load_sweep(path, ["--max_steps", "8"]).base.run
     assert (run.max_steps, run.batch_size) == (8, 2)
+    assert load_sweep(path, ["--eval_files", "[a, b]"]).eval_files == ("a", "b")
+    assert load_sweep(path, ["--eval-files=a"]).eval_files == ("a",)
 
 
 def test_the_shipped_sweep_is_the_originals_search():
