@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from diffusiongpt.training.config import ConfigError, TrainingConfig
-from diffusiongpt.training.config_file import from_mapping, to_mapping
+from diffusiongpt.training.config_file import from_mapping, read_yaml, to_mapping
 
 CONFIG_FILE = "config.yaml"
+ROWS_FILE = "rows.txt"
 _STATE_FILE = "trainer_state.json"  # the Trainer writes it last
 
 # What may change from one part of a run to the next: it moves no weight, or moves the run's end.
@@ -83,7 +84,7 @@ def check_same(config: TrainingConfig, folder: str | Path) -> None:
     path = Path(folder, CONFIG_FILE)
     if not path.is_file():
         return
-    before = to_mapping(from_mapping(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    before = to_mapping(from_mapping(read_yaml(path) or {}))
     changes = dict(_differences(before, to_mapping(config)))
     refused = {key: text for key, text in changes.items() if key not in _FREE}
     if refused:
@@ -93,6 +94,31 @@ def check_same(config: TrainingConfig, folder: str | Path) -> None:
         )
     for text in changes.values():
         logger.info("resuming with %s", text)
+
+
+def check_same_rows(fingerprint: str, folder: str | Path) -> None:
+    """Refuse to go on with a run on other rows than it began with.
+
+    Raises:
+        ConfigError: says what both are.
+    """
+    path = Path(folder, ROWS_FILE)
+    before = path.read_text(encoding="utf-8") if path.is_file() else fingerprint
+    if before != fingerprint:
+        raise ConfigError(
+            f"{folder} holds a run on other data: {before}, now {fingerprint}; the texts or the "
+            "tokenizer have changed; pass --resume false to begin anew, or another --output_dir"
+        )
+
+
+def remember_run(config: TrainingConfig, fingerprint: str | None, folder: str | Path) -> None:
+    """Write what a run computes, and on which rows, for those who resume it."""
+    plain = yaml.safe_dump(to_mapping(config), sort_keys=False)
+    for name, text in ((CONFIG_FILE, plain), (ROWS_FILE, fingerprint)):
+        if text is not None:  # a stream has no rows before it is read
+            partial = Path(folder, f"{name}.partial")  # a run may be killed at any time
+            partial.write_text(text, encoding="utf-8")
+            partial.rename(Path(folder, name))
 
 
 def _differences(

@@ -6,6 +6,8 @@ A row is L positions: `tokens`, `segments` (0 is padding; segments do not see ea
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ from diffusiongpt.training.pieces import (
     story_store,
 )
 from diffusiongpt.training.tokenizer import END_OF_TEXT, IM_END, special_ids
+
+logger = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -146,9 +150,13 @@ def pack_answers(
     times, so that no length is preferred. An answer that is cut off gets no ending, and a prompt
     that leaves no room is left out.
     """
+    total, left_out, cut = 0, 0, 0
     for piece in pieces:
+        total += 1
         if not leaves_room(piece, builder.length):
+            left_out += 1
             continue
+        cut += len(piece.ids) > builder.length
         if trailing is None:
             ids = to_block_edge(piece.ids, ending, builder.block_length)
         else:
@@ -163,6 +171,14 @@ def pack_answers(
         yield from builder.take()
     builder.close_row()
     yield from builder.take()
+    if left_out or cut:
+        logger.info(
+            "of %d answers %d are left out, whose prompts fill a row of %d tokens, and %d are cut",
+            total,
+            left_out,
+            builder.length,
+            cut,
+        )
 
 
 class RowDataset(Dataset[dict[str, torch.Tensor]]):
@@ -179,6 +195,13 @@ class RowDataset(Dataset[dict[str, torch.Tensor]]):
         self.tokens = np.stack([packed[i].tokens for i in order])  # (N, L)
         self.segments = np.stack([packed[i].segments for i in order])
         self.maskable = np.stack([packed[i].maskable for i in order])
+
+    def fingerprint(self) -> str:
+        """What the rows are, in their order: another text or tokenizer gives another one."""
+        digest = hashlib.sha256()
+        for array in (self.tokens, self.segments, self.maskable):
+            digest.update(array.tobytes())
+        return f"{len(self)} rows {digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return len(self.tokens)

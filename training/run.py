@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, default_data_collator
@@ -25,13 +24,13 @@ from diffusiongpt.training.backbones import has_adapters, merge_adapters
 from diffusiongpt.training.callbacks import ClockCallback, ProgressCallback
 from diffusiongpt.training.card import run_figures, write_card, write_figures
 from diffusiongpt.training.checkpoints import (
-    CONFIG_FILE,
     check_same,
+    check_same_rows,
     forget_checkpoints,
     last_checkpoint,
+    remember_run,
 )
 from diffusiongpt.training.config import ConfigError, RunConfig, RunError, TrainingConfig
-from diffusiongpt.training.config_file import to_mapping
 from diffusiongpt.training.data import (
     RowDataset,
     build_dataset,
@@ -70,7 +69,12 @@ def make_tokenizer(
                 else:
                     yield from (message["content"] for message in record["messages"])
 
-    save_tokenizer(train_tokenizer(texts(), vocab_size, max_length), folder)
+    tokenizer = train_tokenizer(texts(), vocab_size, max_length)
+    if len(tokenizer) < vocab_size:
+        logger.info(
+            "%d tokens and not %d: the texts have no more to merge", len(tokenizer), vocab_size
+        )
+    save_tokenizer(tokenizer, folder)
     return Path(folder)
 
 
@@ -178,12 +182,16 @@ def train(config: TrainingConfig) -> Path:
     trainer = make_trainer(config)
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(output) if config.run.resume else None
+    rows = trainer.train_dataset
+    fingerprint = rows.fingerprint() if isinstance(rows, RowDataset) else None
     if checkpoint:
         check_same(config, output)
+        if fingerprint is not None:
+            check_same_rows(fingerprint, output)
     if trainer.is_world_process_zero():
         if checkpoint is None:
             forget_checkpoints(output)
-        (output / CONFIG_FILE).write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+        remember_run(config, fingerprint, output)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt:

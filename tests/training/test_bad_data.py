@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.config_file import to_mapping
-from diffusiongpt.training.run import load_rows, train
+from diffusiongpt.training.run import load_rows, make_tokenizer, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 USER = {"role": "user", "content": "the cat"}
@@ -72,6 +72,29 @@ def test_a_text_longer_than_the_context_is_cut_into_rows_and_loses_nothing(
     assert len(rows) == -(-(len(ids) + 1) // 32)
     kept = [i for row in range(len(rows)) for i in rows[row]["tokens"][rows[row]["maskable"]]]
     assert sorted(int(i) for i in kept if i in ids) == sorted(ids)
+
+
+def test_answers_that_do_not_fit_are_counted(make_config, tmp_path, tokenizer, caplog):
+    long = "the cat ran home " * 40
+    chats = [
+        [USER, ANSWER],
+        [{**USER, "content": long}, ANSWER],
+        [USER, {**ANSWER, "content": long}],
+    ]
+    lines = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
+    (tmp_path / "odd.jsonl").write_text(lines)
+    config = make_config(stage="sft", data={"data_dir": str(tmp_path), "mix": {"odd": 1.0}})
+    with caplog.at_level("INFO"):
+        load_rows(config, tokenizer)
+    assert "of 3 answers 1 are left out" in caplog.text
+    assert "and 1 are cut" in caplog.text
+
+
+def test_a_vocabulary_that_the_texts_cannot_fill_is_told(tmp_path, caplog):
+    (tmp_path / "few.jsonl").write_text(json.dumps({"text": "the cat"}) + "\n")
+    with caplog.at_level("INFO"):
+        make_tokenizer(["few"], str(tmp_path), str(tmp_path / "out"), 4096, 64)
+    assert "tokens and not 4096: the texts have no more to merge" in caplog.text
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused(refused, tokenizer_dir, tmp_path):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,3 +271,21 @@ def test_a_run_that_is_over_gets_no_longer_when_it_is_begun_again(make_config, t
     fewer = make_config(run={**run, "max_steps": 1})
     assert load_file(train(fewer) / "model.safetensors").keys() == before.keys()
     assert last_checkpoint(tmp_path / "run") == kept
+
+
+def test_other_rows_than_a_run_began_with_are_refused(make_config, tmp_path, data_dir):
+    shutil.copy(data_dir / "texts.jsonl", tmp_path)
+    data = {"data_dir": str(tmp_path)}
+    train(make_config(data=data, run={"max_steps": 1}))
+    lines = (tmp_path / "texts.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "texts.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(ConfigError, match=r"on other data: \d+ rows \w+, now \d+ rows \w+; the"):
+        train(make_config(data=data, run={"max_steps": 2}))
+    train(make_config(data=data, run={"max_steps": 2, "resume": False}))
+
+
+def test_a_run_whose_configuration_is_damaged_is_not_resumed(make_config, tmp_path):
+    train(make_config(run={"max_steps": 1}))
+    (tmp_path / "run" / "config.yaml").write_bytes(b"run: {max_steps: \xe9")
+    with pytest.raises(ConfigError, match=r"config\.yaml must be UTF-8, and is not"):
+        train(make_config(run={"max_steps": 2}))
