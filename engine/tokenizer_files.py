@@ -1,13 +1,13 @@
 """Reads the tokenizer of a model's folder: tokenizer.json, its config and its chat template.
 
-What does not fit the model, or is not byte-level, is refused before anything runs.
+What does not fit the model, or has tokens whose text depends on their neighbours, is refused before
+anything runs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from functools import cache
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tokenizers
 
 from diffusiongpt.engine.chat import visible_marks
 from diffusiongpt.engine.errors import LoadError
+from diffusiongpt.engine.token_bytes import spelling_of
 from diffusiongpt.engine.tokenizer import Tokenizer
 
 
@@ -37,8 +38,8 @@ def load_tokenizer(
         chat_template: used in place of the folder's own.
 
     Raises:
-        LoadError: a corrupt file, a tokenizer that is not byte-level, or one that belongs to
-            another model.
+        LoadError: a corrupt file, a tokenizer whose tokens have no bytes of their own, or one that
+            belongs to another model.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.exists():
@@ -46,7 +47,7 @@ def load_tokenizer(
     layout = _read_json(path)
     config_path = Path(folder) / "tokenizer_config.json"
     config = _read_json(config_path) if config_path.exists() else {}
-    _check_byte_level(layout, path)
+    spell = spelling_of(layout, path)
     backend = _build(layout, path, special_ids={mask_token_id, *stop_token_ids})
     _check_fits(backend, config, vocab_size=vocab_size, mask_token_id=mask_token_id, path=path)
     added = backend.get_added_tokens_decoder()
@@ -59,7 +60,7 @@ def load_tokenizer(
     return Tokenizer(
         backend,
         token_bytes=_bytes_by_id(
-            backend, vocab_size, hidden={mask_token_id, *stop_token_ids}, path=path
+            backend, spell, vocab_size, hidden={mask_token_id, *stop_token_ids}, path=path
         ),
         special_tokens=special_tokens,
         chat_template=chat_template or _find_chat_template(Path(folder), config),
@@ -75,18 +76,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
-
-
-def _check_byte_level(layout: Mapping[str, Any], path: Path) -> None:
-    decoder = layout.get("decoder") or {}
-    steps = decoder.get("decoders", [decoder]) if isinstance(decoder, dict) else []
-    kinds = [step.get("type") for step in steps]
-    if kinds != ["ByteLevel"]:
-        found = ", ".join(map(str, kinds)) or "none"
-        raise LoadError(
-            f"{path} must have a ByteLevel decoder (as Qwen, Llama 3, LLaDA, Dream and "
-            f"ModernBERT have), got {found}"
-        )
 
 
 def _build(
@@ -128,17 +117,20 @@ def _check_fits(
 
 
 def _bytes_by_id(
-    backend: tokenizers.Tokenizer, vocab_size: int, hidden: Collection[int], path: Path
+    backend: tokenizers.Tokenizer,
+    spell: Callable[[str], bytes],
+    vocab_size: int,
+    hidden: Collection[int],
+    path: Path,
 ) -> list[bytes]:
     """The bytes of every token, b"" for special tokens and for rows without a token."""
     table = [b""] * vocab_size
-    byte_of = _byte_of_character()
     added = backend.get_added_tokens_decoder()
     for token, token_id in backend.get_vocab(with_added_tokens=False).items():
         if token_id in hidden or token_id in added:
             continue
         try:
-            table[token_id] = bytes([byte_of[character] for character in token])
+            table[token_id] = spell(token)
         except KeyError as error:
             raise LoadError(
                 f"{path} is not byte-level: token {token_id} is {token!r}, and {error} "
@@ -149,15 +141,6 @@ def _bytes_by_id(
         is_hidden = token_id in hidden or (entry.special and entry.content not in visible)
         table[token_id] = b"" if is_hidden else entry.content.encode("utf-8")
     return table
-
-
-@cache
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
 def _spelling(token: object) -> str | None:

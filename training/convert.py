@@ -7,17 +7,21 @@ answers as we do. The weights stay what they are.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from diffusiongpt.engine.errors import LoadError
 from diffusiongpt.engine.native import facts_of
+from diffusiongpt.engine.tokenizer_files import load_tokenizer
 from diffusiongpt.training.backbones import load_backbone, output_embedding
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.tokenizer import (
     CHAT_TEMPLATE,
+    END_OF_TEXT,
     IM_END,
     MASK,
     PAD,
@@ -30,13 +34,16 @@ def convert(source: str, folder: str | Path) -> Path:
     """Write the model of a folder or hub id with our special tokens into `folder`.
 
     Raises:
-        ConfigError: no model there, no fast tokenizer, or an architecture that is not served.
+        ConfigError: no model or tokenizer there, or one that the engine does not serve.
     """
     network = load_backbone(source, attention="sdpa")
     tokenizer = load_any_tokenizer(source)
-    known = max(tokenizer.get_vocab().values()) + 1
+    known, own_mask = max(tokenizer.get_vocab().values()) + 1, tokenizer.mask_token_id
     add_special_tokens(tokenizer)
+    check_servable(tokenizer)
     resize_vocabulary(network, known, max(tokenizer.get_vocab().values()) + 1)
+    if own_mask is not None:
+        copy_row(network, own_mask, tokenizer.mask_token_id)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (PAD, IM_END)}
     network.config.eos_token_id = ids[IM_END]
     if not facts_of(network).skips_padding:  # positions hang on it
@@ -52,10 +59,11 @@ def adopt_tokenizer(source: str, folder: str | Path) -> Path:
     For a network of our own that speaks another model's vocabulary, GPT-2's say.
 
     Raises:
-        ConfigError: there is no tokenizer, or not a fast one.
+        ConfigError: there is no tokenizer, or one that the engine could not serve with.
     """
     tokenizer = load_any_tokenizer(source)
     add_special_tokens(tokenizer)
+    check_servable(tokenizer)
     save_tokenizer(tokenizer, folder)
     return Path(folder)
 
@@ -85,6 +93,26 @@ def add_special_tokens(tokenizer: Any) -> None:
         tokenizer.chat_template = CHAT_TEMPLATE
 
 
+def check_servable(tokenizer: Any) -> None:
+    """Refuse a tokenizer that the engine could not serve with, before anything is trained.
+
+    Raises:
+        ConfigError: why it could not.
+    """
+    vocabulary = tokenizer.get_vocab()
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        try:
+            load_tokenizer(
+                folder,
+                vocab_size=max(vocabulary.values()) + 1,
+                mask_token_id=vocabulary[MASK],
+                stop_token_ids=[vocabulary[IM_END], vocabulary[END_OF_TEXT]],
+            )
+        except LoadError as error:
+            raise ConfigError(f"what is trained could not be served: {error}") from error
+
+
 @torch.no_grad()
 def resize_vocabulary(network: PreTrainedModel, known: int, size: int) -> None:
     """Give the embeddings `size` rows; those after the first `known` are the mean of these."""
@@ -98,3 +126,10 @@ def resize_vocabulary(network: PreTrainedModel, known: int, size: int) -> None:
             if not network.config.tie_word_embeddings:
                 # BERT has a second name for it, by which it was resized and would be saved.
                 table.bias = nn.Parameter(bias.clone())
+
+
+@torch.no_grad()
+def copy_row(network: PreTrainedModel, source: int, target: int) -> None:
+    """Let a token be seen as another one is: our mask as that of a masked language model."""
+    seen: Any = network.get_input_embeddings()
+    seen.weight[target] = seen.weight[source]

@@ -152,10 +152,10 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
         load(folder, mask_token_id=7)
 
 
-def test_a_tokenizer_that_is_not_byte_level_is_refused(folder, tmp_path):
-    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
-    other = edit(folder, tmp_path, "tokenizer.json", decoder=metaspace)
-    with pytest.raises(LoadError, match=r"must have a ByteLevel decoder .* got Metaspace"):
+def test_a_tokenizer_whose_tokens_have_no_bytes_is_refused(folder, tmp_path):
+    suffixes = {"type": "BPEDecoder", "suffix": "</w>"}
+    other = edit(folder, tmp_path, "tokenizer.json", decoder=suffixes)
+    with pytest.raises(LoadError, match=r"must have a ByteLevel decoder .* got BPEDecoder"):
         load(other)
 
 

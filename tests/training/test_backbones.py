@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from diffusiongpt.engine.loader import load_model
 from diffusiongpt.training.config import ConfigError
-from diffusiongpt.training.convert import convert
+from diffusiongpt.training.convert import adopt_tokenizer, convert
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.folders import load_denoiser
 from diffusiongpt.training.run import make_trainer, train
@@ -79,6 +79,35 @@ def test_conversion_adds_what_is_missing_and_keeps_the_weights(pretrained, name,
     )
     rows = after.get_input_embeddings().weight
     torch.testing.assert_close(rows[-1], rows[:258].mean(0))
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
+def test_our_mask_is_seen_as_the_checkpoints_own(pretrained, plain_tokenizer, name, tmp_path):
+    source = pretrained(name, converted=False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(source)
+    folder = convert(str(source), tmp_path / "converted")
+    native = getattr(transformers, name)
+    before, after = native.from_pretrained(source), native.from_pretrained(folder)
+    tokens = torch.tensor([[7, 8, tokenizer.mask_token_id, 9]])
+    ours = tokens.clone()
+    ours[0, 2] = AutoTokenizer.from_pretrained(folder).mask_token_id
+    assert not ours.equal(tokens)
+    torch.testing.assert_close(
+        after(ours).logits[..., :258], before(tokens).logits[..., :258], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_tokenizer_that_could_not_be_served_is_refused_before_training(pretrained, tmp_path):
+    source = pretrained("HeliumForCausalLM", converted=False)
+    path = source / "tokenizer.json"
+    layout = json.loads(path.read_text())
+    path.write_text(json.dumps({**layout, "decoder": {"type": "BPEDecoder", "suffix": "</w>"}}))
+    for run in (convert, adopt_tokenizer):
+        with pytest.raises(ConfigError, match=r"could not be served: .* got BPEDecoder"):
+            run(str(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
