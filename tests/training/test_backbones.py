@@ -1,13 +1,17 @@
 """Pretrained networks of several kinds are trained, exported and served alike."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from transformers import AutoTokenizer
 
+from diffusiongpt.engine.engine import Engine
 from diffusiongpt.engine.loader import load_model
+from diffusiongpt.engine.params import GenerationParams
+from diffusiongpt.engine.token_bytes import spelling_of
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.convert import adopt_tokenizer, convert
 from diffusiongpt.training.denoiser import Denoiser
@@ -17,6 +21,7 @@ from diffusiongpt.training.sample import canvas_logits
 from diffusiongpt.training.tokenizer import SPECIAL_TOKENS
 
 from tiny_networks import tiny_network
+from token_kinds import KINDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 
@@ -150,6 +155,31 @@ def test_a_network_is_trained_exported_and_served_with_the_same_logits(
     logits[:, denoiser.banned] = -torch.inf
     with torch.no_grad():
         torch.testing.assert_close(canvas_logits(denoiser, ids)[0], logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("BertForMaskedLM", "word_piece"), ("Gemma3ForCausalLM", "gemma")]
+)
+def test_a_network_is_served_with_its_own_kind_of_tokenizer(make_config, tmp_path, name, kind):
+    source, backend = tmp_path / "pretrained", KINDS[kind][0]()
+    tiny_network(name, vocab_size=backend.get_vocab_size()).save_pretrained(source)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.save_pretrained(source)
+    folder = convert(str(source), tmp_path / "converted")
+    trained = train(
+        make_config(
+            model={"init_from": str(folder)}, data={"tokenizer": str(folder)}, run={"max_steps": 2}
+        )
+    )
+    engine = Engine.from_pretrained(trained, dtype="float32")
+    params = GenerationParams(max_tokens=8, seed=3, ignore_eos=True)
+    (answer,) = engine.generate(["the cat"], params)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    spell = spelling_of(json.loads((Path(trained) / "tokenizer.json").read_text()), Path(trained))
+    tokens = tokenizer.convert_ids_to_tokens(answer.token_ids)
+    data = b"".join(spell(each) for each in tokens if each not in tokenizer.all_special_tokens)
+    assert answer.text
+    assert answer.text == data.decode(errors="replace")
 
 
 @pytest.mark.parametrize("shift", [False, True])
