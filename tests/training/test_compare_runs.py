@@ -73,7 +73,8 @@ def test_every_shipped_comparison_is_accepted(script):
     paths = sorted(Path("configs/compare").glob("*.yaml"))
     assert len(paths) > 1
     for path in paths:
-        plan, base = script.read_plan(str(path), ["--data_dir", "d", "--tokenizer", "t"])
+        given = ["--data_dir", "d", "--tokenizer", "t", "--init_from", "m"]
+        plan, base = script.read_plan(str(path), given)
         for changes in plan["variants"].values():
             with_values(base, changes)
 
