@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from diffusiongpt.engine.architectures import context_length_of
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.config_file import to_mapping
-from diffusiongpt.training.evaluate import Bound
+from diffusiongpt.training.evaluate import Bound, with_error
 from diffusiongpt.training.trainer import DiffusionTrainer
 
 CARD_FILE = "README.md"
@@ -113,7 +113,7 @@ def _about(config: Mapping[str, Any], context: int) -> Iterator[str]:
 
 
 def _training(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{figures['steps']:,} steps of the last stage, {figures['tokens']:,} tokens, "
+    yield f"{figures['steps']:,} steps of the last stage, {figures['tokens']:,} tokens,"
     yield f"{figures['seconds'] / 60:.1f} minutes, with diffusiongpt {figures['version']}."
     if figures["last_loss"] is not None:
         yield f"Last training loss: {figures['last_loss']:.4f} nats per maskable token."
@@ -127,8 +127,8 @@ def _evaluation(bounds: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "standard errors over rows."
     yield from ("", "| data | nats/token | bits/byte | tokens |", "|---|---|---|---|")
     for name, each in bounds.items():
-        nats = f"{each['nats_per_token']:.4f} ± {each['standard_error']:.4f}"
+        nats = with_error(each["nats_per_token"], each["standard_error"])
         bits = "-"
         if each["bits_per_byte"] is not None:
-            bits = f"{each['bits_per_byte']:.4f} ± {each['bits_per_byte_error']:.4f}"
+            bits = with_error(each["bits_per_byte"], each["bits_per_byte_error"])
         yield f"| {name} | {nats} | {bits} | {each['tokens']:,} |"

@@ -18,10 +18,13 @@ from diffusiongpt.training.noise import corrupt, keyed_generator
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """An evidence bound: an upper bound of the negative log-likelihood; exact with 0 draws."""
+    """An evidence bound: an upper bound of the negative log-likelihood; exact with 0 draws.
+
+    One row alone has no standard errors: they are None.
+    """
 
     nats_per_token: float
-    standard_error: float
+    standard_error: float | None
     bits_per_byte: float | None
     bits_per_byte_error: float | None
     tokens: int
@@ -29,11 +32,16 @@ class Bound:
     draws: int
 
     def __str__(self) -> str:
-        line = f"{self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token"
+        line = f"{with_error(self.nats_per_token, self.standard_error)} nats/token"
         if self.bits_per_byte is not None:
-            line += f", {self.bits_per_byte:.4f} ± {self.bits_per_byte_error:.4f} bits/byte"
+            line += f", {with_error(self.bits_per_byte, self.bits_per_byte_error)} bits/byte"
         how = f"{self.draws} draws each" if self.draws else "exact"
         return f"{line} ({self.tokens} tokens, {self.rows} rows, {how})"
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A figure with its standard error, where it has one."""
+    return f"{value:.4f} ± {'unknown' if error is None else f'{error:.4f}'}"
 
 
 def stratified_grid(draws: int, blocks: int, generator: torch.Generator) -> Tensor:
@@ -171,9 +179,11 @@ def summarise(nats: Tensor, counts: Tensor, draws: int, sizes: Tensor | None = N
     )
 
 
-def _ratio(top: Tensor, bottom: Tensor) -> tuple[float, float]:
-    """sum(top) / sum(bottom) and its standard error over rows."""
+def _ratio(top: Tensor, bottom: Tensor) -> tuple[float, float | None]:
+    """sum(top) / sum(bottom) and its standard error over rows, which one row alone has not."""
     rows = len(top)
     mean = float(top.sum() / bottom.sum())
-    spread = (top - mean * bottom).square().sum() * rows / max(rows - 1, 1)
+    if rows == 1:
+        return mean, None
+    spread = (top - mean * bottom).square().sum() * rows / (rows - 1)
     return mean, float(spread.sqrt() / bottom.sum())

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from diffusiongpt.engine.families import detect_family
 from diffusiongpt.training.backbones import architecture_of
 from diffusiongpt.training.tokenizer import (
     DELETE,
@@ -94,9 +95,12 @@ def export_folder(
     can_edit: bool = False,
     logit_shift: bool = False,
 ) -> Path:
-    """Write `weights` (the average, under the network's names) as a folder that can be served."""
+    """Write `weights` (the average, under the network's names) as a folder that can be served.
+
+    Raises:
+        LoadError: it could not be served; nothing is written.
+    """
     out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
     section = diffusion_section(
         objective,
         block_length,
@@ -114,6 +118,8 @@ def export_folder(
         diffusion=section,
         custom_pipelines=CUSTOM_PIPELINES,
     )
+    detect_family(config, where=str(out))
+    out.mkdir(parents=True, exist_ok=True)
     tied = {name: value.to(dtype).contiguous().clone() for name, value in weights.items()}
     save_file(tied, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone

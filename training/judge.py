@@ -15,7 +15,13 @@ from diffusiongpt.training.config import ConfigError, DataConfig
 from diffusiongpt.training.data import RowDataset, build_dataset
 from diffusiongpt.training.denoiser import Denoiser
 from diffusiongpt.training.dry_run import count_parameters
-from diffusiongpt.training.evaluate import Bound, evaluate_bound, score_rows, token_byte_lengths
+from diffusiongpt.training.evaluate import (
+    Bound,
+    evaluate_bound,
+    score_rows,
+    token_byte_lengths,
+    with_error,
+)
 from diffusiongpt.training.folders import block_lengths_of, load_denoiser, load_tokenizer
 from diffusiongpt.training.generation import (
     CURVE_HEADER,
@@ -166,9 +172,9 @@ def _line(name: str, folder: str, denoiser: Denoiser, bound: Bound) -> str:
         objective += f" {denoiser.block_length}"
     bits = "-"
     if bound.bits_per_byte is not None:
-        bits = f"{bound.bits_per_byte:.4f} ± {bound.bits_per_byte_error:.4f}"
+        bits = with_error(bound.bits_per_byte, bound.bits_per_byte_error)
     sign = "=" if objective == "causal" else "<="
-    nats = f"{sign} {bound.nats_per_token:.4f} ± {bound.standard_error:.4f}"
+    nats = f"{sign} {with_error(bound.nats_per_token, bound.standard_error)}"
     size = f"{count_parameters(denoiser.network):,}"
     return f"{name:24} {folder:32} {objective:10} {size:>12} {nats:>18} {bits:>18}"
 

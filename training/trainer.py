@@ -195,8 +195,10 @@ class DiffusionTrainer(Trainer):
             folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_checkpoint(folder.parent)
+            free = shutil.disk_usage(folder.parent).free
             raise RunError(
-                f"{folder} could not be written ({' '.join(str(error).split())}); "
+                f"{folder} could not be written ({' '.join(str(error).split())}; "
+                f"{free:,} bytes are free there); "
                 + (f"the last whole checkpoint is {kept}" if kept else "there is none before it")
             ) from error
 

@@ -9,6 +9,7 @@ from diffusiongpt.training.evaluate import (
     evaluate_bound,
     row_bounds,
     stratified_grid,
+    summarise,
 )
 from diffusiongpt.training.ngram import NgramModel
 from diffusiongpt.training.noise import keyed_generator
@@ -88,6 +89,13 @@ def test_a_block_is_predicted_in_training_as_it_is_sampled(make_denoiser):
     sampled = canvas_logits(denoiser, canvas)[0, 16:20]
     keep = [i for i in range(sampled.shape[1]) if i not in denoiser.banned.tolist()]
     torch.testing.assert_close(trained[:, keep], sampled[:, keep], rtol=1e-3, atol=1e-3)
+
+
+def test_one_row_alone_has_no_standard_error():
+    nats, counts = torch.tensor([6.0, 2.0]), torch.tensor([2.0, 2.0])
+    one, two = summarise(nats[:1], counts[:1], 1, counts[:1]), summarise(nats, counts, 1)
+    assert str(one).startswith("3.0000 ± unknown nats/token, 4.3281 ± unknown bits/byte")
+    assert str(two).startswith("2.0000 ± 1.0000 nats/token (")
 
 
 def test_the_grid_visits_each_part_once():

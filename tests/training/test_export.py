@@ -6,6 +6,7 @@ from transformers import AutoTokenizer, ModernBertForMaskedLM, dynamic_module_ut
 
 from diffusiongpt.engine.families import detect_family
 from diffusiongpt.engine.pipeline import TextDiffusionPipeline
+from diffusiongpt.training.__main__ import main
 from diffusiongpt.training.export import diffusion_section, export_folder
 from diffusiongpt.training.folders import export, load_denoiser
 from diffusiongpt.training.judge import evaluate
@@ -62,6 +63,17 @@ def test_a_run_with_an_edit_stage_says_so_and_the_engine_reads_it(make_config, t
     export(folder, tmp_path / "small")
     for path in (folder, tmp_path / "small"):
         assert detect_family(json.loads((path / "config.json").read_text())).can_edit
+
+
+def test_a_sampler_that_could_not_be_served_is_refused(folder, tmp_path, capsys):
+    arguments = ["export", str(folder[0]), str(tmp_path / "out"), "--sampler"]
+    for sampler, words in (
+        ('{"policy": "nope"}', "policy must be one of ancestral"),
+        ('{"polcy": "random"}', "has the unknown key 'polcy'"),
+    ):
+        assert main([*arguments, sampler]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_canvas_model_has_no_block_length(tokenizer):
