@@ -21,13 +21,14 @@ from typing import Any
 import yaml
 
 from diffusiongpt.training.config import ConfigError, TrainingConfig
-from diffusiongpt.training.config_file import load_config
+from diffusiongpt.training.config_file import load_config, read_yaml
 from diffusiongpt.training.evaluate import Bound
 from diffusiongpt.training.folders import load_tokenizer
 from diffusiongpt.training.generation import load_engine, measure_endings, stop_ids_of
 from diffusiongpt.training.judge import evaluate
 from diffusiongpt.training.quality import EndingShares
 from diffusiongpt.training.run import train
+from diffusiongpt.training.sources import check_readable
 from diffusiongpt.training.space import with_values
 
 KEYS = ("base", "variants", "bounds", "endings", "canvases", "blocks", "draws", "max_rows", "count")
@@ -42,6 +43,11 @@ def main(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     try:
         plan, base = read_plan(options.file, rest)
+        for name in options.only or ():
+            if name not in plan["variants"]:
+                known = ", ".join(plan["variants"])
+                raise ConfigError(f"--only takes variants of {options.file}, {known}; got {name!r}")
+        check_readable([*plan.get("bounds", []), *plan.get("endings", [])], base.data.data_dir)
         runs = {
             name: with_values(base, {**changes, "run.output_dir": f"{options.output_dir}/{name}"})
             for name, changes in plan["variants"].items()
@@ -56,12 +62,19 @@ def main(arguments: list[str]) -> int:
 
 def read_plan(path: str, overrides: list[str]) -> tuple[dict[str, Any], TrainingConfig]:
     """The file's plan, and its base with the overrides."""
-    plan: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    plan = read_yaml(path)
+    if not isinstance(plan, dict) or not isinstance(plan.get("base"), Mapping):
+        raise ConfigError(f"{path} must be a mapping with the key base, itself a mapping")
     for key in plan:
         if key not in KEYS:
             raise ConfigError(f"unknown key {key!r} in {path}; accepted are {', '.join(KEYS)}")
     if not isinstance(plan.get("variants"), Mapping) or not plan["variants"]:
         raise ConfigError(f"variants in {path} must name at least one, got {plan.get('variants')}")
+    for name, changes in plan["variants"].items():
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"variant {name} in {path} must be a mapping, got {changes!r}")
+    if plan.get("endings") and not plan.get("canvases"):
+        raise ConfigError(f"endings in {path} need canvases, the lengths to answer in; got none")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as base:
         yaml.safe_dump(dict(plan["base"]), base)
         base.flush()
@@ -69,14 +82,13 @@ def read_plan(path: str, overrides: list[str]) -> tuple[dict[str, Any], Training
 
 
 def compare(runs: Mapping[str, TrainingConfig], plan: Mapping[str, Any]) -> None:
-    """Train each run (one that has ended is not trained again), and say what came of it."""
+    """Train each run (one that is over takes no step more), and say what came of it."""
     first: dict[str, Bound] = {}
     for name, config in runs.items():
         started = time.perf_counter()
         folder = Path(config.run.output_dir) / "final"
-        if not (folder / "config.json").is_file():
-            train(config)
-            say(f"{name}: {config.run.max_steps} steps in {time.perf_counter() - started:.0f} s")
+        train(config)
+        say(f"{name}: {config.run.max_steps} steps, after {time.perf_counter() - started:.0f} s")
         for file in plan.get("bounds", []):
             bounds = evaluate(
                 folder, [file], config.data, plan.get("draws", 8), plan.get("max_rows")

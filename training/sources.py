@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import lzma
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ def open_records(name: str, data_dir: str) -> Iterator[Record]:
     """
     for number, record in enumerate(_records_of(name, data_dir), start=1):
         yield checked(record, f"record {number} of {name}")
+
+
+def check_readable(names: Iterable[str], data_dir: str) -> None:
+    """Refuse at once what would be missed when the training is over.
+
+    Raises:
+        ConfigError, FileNotFoundError: a name that cannot be read, or has no record.
+    """
+    for name in names:
+        if next(open_records(name, data_dir), None) is None:
+            raise ConfigError(f"{name} has no record")
 
 
 def _records_of(name: str, data_dir: str) -> Iterator[Record]:

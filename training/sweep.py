@@ -22,6 +22,7 @@ import yaml
 
 from diffusiongpt.training.config import ConfigError, RunError
 from diffusiongpt.training.config_file import to_mapping
+from diffusiongpt.training.sources import check_readable
 from diffusiongpt.training.space import SweepConfig, with_values
 from diffusiongpt.training.trial import import_optuna, run_trial
 
@@ -38,7 +39,9 @@ def sweep(config: SweepConfig, arguments: Sequence[str]) -> Iterator[str]:
 
     Raises:
         ConfigError: the storage cannot be opened, or Optuna is not installed.
+        FileNotFoundError: there is no such held-out file.
     """
+    check_readable(config.eval_files, config.base.data.data_dir)
     study = open_study(config)
     yield f"study {config.study} in {config.storage}: {count_trials(study, '')} trials so far"
     os.environ.setdefault(_SESSION, uuid.uuid4().hex)

@@ -26,7 +26,7 @@ def write_plan(make_config, tmp_path):
     def write(stage="pretrain", **plan):
         base = to_mapping(make_config(stage=stage, run={"max_steps": 2}))
         path = tmp_path / "plan.yaml"
-        path.write_text(yaml.safe_dump({"base": base, **plan}, sort_keys=False))
+        path.write_text(yaml.safe_dump({"base": base} | plan, sort_keys=False))
         return [str(path), "--output_dir", str(tmp_path / "out")]
 
     return write
@@ -64,9 +64,27 @@ def test_a_plan_that_makes_no_sense_is_refused(script, write_plan, capsys):
         ({"variants": {}}, "must name at least one"),
         ({"variants": {"a": {}}, "speed": 3}, "unknown key 'speed'"),
         ({"variants": {"a": {"run.speed": 3}}}, "unknown key run.speed"),
+        ({"variants": {"a": None}}, "variant a in"),
+        ({"variants": {"a": {}}, "base": 5}, "must be a mapping with the key base"),
+        ({"variants": {"a": {}}, "endings": ["chats"]}, "need canvases"),
+        ({"variants": {"a": {}}, "bounds": ["nosuch"]}, "no file nosuch.jsonl"),
     ):
         assert script.main(write_plan(**plan)) == 2
         assert words in capsys.readouterr().err
+    assert script.main([*write_plan(variants={"a": {}}), "--only", "b"]) == 2
+    assert "--only takes variants of" in capsys.readouterr().err
+
+
+def test_a_variant_that_was_trained_with_other_values_is_not_taken_for_this_one(
+    script, write_plan, capsys
+):
+    arguments = write_plan(variants={"a": {}}, bounds=["texts"], draws=1, max_rows=4)
+    assert script.main(arguments) == 0
+    assert script.main(arguments) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if ": texts: " in line)
+    assert first == second
+    assert script.main([*arguments, "--learning_rate", "0.5"]) == 2
+    assert "run.learning_rate was 0.001, is 0.5" in capsys.readouterr().err
 
 
 def test_every_shipped_comparison_is_accepted(script):

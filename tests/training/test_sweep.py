@@ -198,6 +198,12 @@ def test_the_sweeps_own_options_and_those_of_the_base_are_told_apart(write_sweep
         load_sweep(write_sweep(), ["--speed", "9"])
 
 
+def test_a_held_out_file_that_is_missing_is_refused_before_a_trial(write_sweep, tmp_path, capsys):
+    assert main(["sweep", write_sweep(eval_files=["nosuch"])]) == 2
+    assert capsys.readouterr().err.startswith("no file nosuch.jsonl")
+    assert not (tmp_path / "study").exists()
+
+
 def test_the_command_line_comes_after_what_the_file_sets(write_sweep):
     path = write_sweep(set={"run.max_steps": 6, "run.batch_size": 2})
     run = load_sweep(path, ["--max_steps", "8"]).base.run
