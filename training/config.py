@@ -318,6 +318,12 @@ class TrainingConfig:
                 f"{len(self.data.mix)} names, {self.data.generated_chats} and "
                 f"{self.data.story_requests:g}"
             )
+        if self.stage == "pretrain" and made_up:
+            raise ConfigError(
+                "data.generated_chats and data.story_requests are chats, which the stage sft "
+                f"learns, got {self.data.generated_chats} and {self.data.story_requests:g} with "
+                "the stage pretrain"
+            )
         if self.run.sample_steps is not None and self.diffusion.objective == "causal":
             raise ConfigError(
                 "run.sample_steps needs the objective block or masked, because a next-token model "

@@ -31,7 +31,7 @@ class SampleCallback(TrainerCallback):
     ) -> None:
         self.every_steps, self.export = every_steps, export
         rows: Any = trainer.train_dataset
-        self.prompts = prompts_of(rows)
+        self.prompts = prompts_of(rows, trainer.config.alignment)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -64,15 +64,19 @@ def sample_lines(folder: str, prompts: list[list[int]], max_tokens: int = 64) ->
     ]
 
 
-def prompts_of(rows: Iterable[dict[str, Tensor]], count: int = 3) -> list[list[int]]:
+def prompts_of(
+    rows: Iterable[dict[str, Tensor]], block_length: int = 1, count: int = 3
+) -> list[list[int]]:
     """The given part of the first rows' first segments, or a text's opening where all is trained.
 
-    A prompt leaves half of the row for what follows it.
+    A prompt leaves half of the row for what follows it, and a block; where a row is one block
+    there is no room for a prompt at all.
     """
     prompts = []
     for row in islice(rows, count):
         inside = row["segments"] == 1
         tokens, maskable = row["tokens"][inside], row["maskable"][inside]
         given = int(maskable.int().argmax()) or OPENING_TOKENS
-        prompts.append(tokens[: max(min(given, len(inside) // 2, len(tokens) - 1), 1)].tolist())
+        most = max(min(len(inside) // 2, len(tokens) - 1), 1)
+        prompts.append(tokens[: min(given, most, len(inside) - block_length)].tolist())
     return prompts

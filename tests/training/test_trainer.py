@@ -11,6 +11,7 @@ from diffusiongpt.training.clock import RunClock
 from diffusiongpt.training.config import ConfigError
 from diffusiongpt.training.optimizer import build_optimizer, schedule_factor
 from diffusiongpt.training.run import make_trainer, train
+from diffusiongpt.training.samples import prompts_of
 
 # The Trainer says on a machine without an accelerator that memory cannot be pinned.
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
@@ -199,3 +200,10 @@ def test_samples_are_written_through_the_engine_and_change_nothing(make_config, 
 def test_a_next_token_model_writes_no_samples(make_config):
     with pytest.raises(ConfigError, match="sample_steps needs the objective block or masked"):
         make_config(run={"sample_steps": 2}, diffusion={"objective": "causal"})
+
+
+@pytest.mark.parametrize(("length", "block_length", "longest"), [(32, 4, 8), (16, 8, 8), (8, 8, 0)])
+def test_a_sampled_prompt_leaves_room_for_a_block(length, block_length, longest):
+    tokens = torch.arange(length)
+    row = {"tokens": tokens, "segments": torch.ones_like(tokens), "maskable": tokens >= 0}
+    assert prompts_of([row], block_length) == [tokens[:longest].tolist()]

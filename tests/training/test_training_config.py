@@ -66,6 +66,7 @@ def test_bad_values_are_refused_with_the_value(section, key, value):
         ("", ["--stage.x", "1"], "unknown option --stage.x; sections are model, data"),
         ("", ["--bach_size", "3"], "unknown option --bach_size; did you mean --batch_size?"),
         ("data: {mix: {1: 1}}", [], "data.mix must name files or datasets, got 1"),
+        ("data: {generated_chats: 5}", [], "which the stage sft learns, got 5 and 0 with"),
     ],
 )
 def test_what_has_another_shape_is_refused(tmp_path, text, options, words):
