@@ -263,5 +263,7 @@ part("composer").addEventListener("submit", (event) => {
 
 showTheme(applyTheme());
 refresh();
+// Ready to be typed into; on a phone the keyboard would cover half of the page.
+if (matchMedia("(pointer: fine)").matches) question.focus();
 connect();
 listChats().catch((error) => { part("chat-list-note").textContent = `This browser keeps no chats: ${error.message}`; });

@@ -30,6 +30,14 @@ def test_the_keyboard_is_enough(stage):
     expect(page.locator(".trouble")).to_contain_text("You stopped it here.")
 
 
+@pytest.mark.parametrize("is_phone", [False, True])
+def test_a_page_at_a_desk_is_ready_to_be_typed_into(make_stage, generator, is_phone):
+    with serving(generator) as url:
+        page = make_stage(url, is_mobile=is_phone, has_touch=is_phone).page
+        expect(page.locator("#model strong")).to_be_visible()
+        assert page.locator("#question").evaluate("e => e === document.activeElement") != is_phone
+
+
 def test_only_settled_text_is_read_aloud(stage):
     stage.generator.frames = None
     stage.generator.texts, stage.generator.hold_at = ["Well, hello there"], 15
