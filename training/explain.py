@@ -37,10 +37,10 @@ def explain_batch(
     inputs = {key: batch[key] for key in ("tokens", "segments", "maskable")}
     numbers = batch["row"].tolist()
     seen = see(config, inputs, tokenizer, step)
-    length, named = seen.noisy.shape[1], ", ".join(map(str, numbers))
+    length, named = batch["tokens"].shape[1], ", ".join(map(str, numbers))
     yield f"step {step}, {len(numbers)} rows of {length} positions: {named} of the data"
     yield f"{'position':>8} {'segment':>7} {'role':8} {'weight':>8}  {'input':16} target"
-    for position in range(seen.noisy.shape[1]):
+    for position in range(length):
         yield _position(config, inputs, seen, position, tokenizer)
     for row, number in enumerate(numbers):
         used = inputs["segments"][row] > 0

@@ -34,7 +34,7 @@ def schedule_factor(progress: float, warmup: float, decay: float, shape: str = "
     if progress < warmup:
         return max(progress / warmup, 1e-3)
     if decay and progress > 1 - decay:
-        return max(DECAY_SHAPES[shape](min((progress - (1 - decay)) / decay, 1.0)), 0.0)
+        return DECAY_SHAPES[shape](min((progress - (1 - decay)) / decay, 1.0))
     return 1.0
 
 

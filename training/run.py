@@ -229,6 +229,8 @@ def write_final(trainer: DiffusionTrainer, folder: Path) -> Path:
         RunError: it could not be written; the last checkpoint is named.
     """
     partial = folder.with_name(f"{folder.name}.partial")
+    if trainer.is_world_process_zero():  # a run may have been killed here
+        shutil.rmtree(partial, ignore_errors=True)
     try:
         _write_all(trainer, partial)
         if trainer.is_world_process_zero():

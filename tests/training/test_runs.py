@@ -241,6 +241,15 @@ def test_a_full_disk_at_the_end_leaves_what_stood_there_and_the_checkpoint(
     assert load_file(train(make_config(run={"max_steps": 2})) / "model.safetensors")
 
 
+def test_what_a_killed_run_left_of_its_end_is_not_in_the_next_one(make_config, tmp_path):
+    left = tmp_path / "run" / "final.partial"
+    left.mkdir(parents=True)
+    (left / "model-00002-of-00002.safetensors").write_bytes(b"half of it")
+    final = train(make_config(run={"max_steps": 1}))
+    assert not (final / "model-00002-of-00002.safetensors").exists()
+    assert not left.exists()
+
+
 class EndTheGroup(TrainerCallback):
     """What `timeout` and a scheduler do: the signal goes to the workers, too."""
 
